@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every store promises. One conformance test runs against all of them.
+
+Times are integers: milliseconds since the Unix epoch. Bodies are JSON values. No store ever sees a plaintext key:
+`sealed` is what `keys.custody` made. Every method raises Unavailable if the store cannot answer; nothing then counts as
+done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class Consumption(StrEnum):
+    """What became of an attempt to use a challenge."""
+
+    JUDGE = "judge"
+    USED = "used"
+    EXPIRED = "expired"
+    UNKNOWN = "unknown"
+
+
+class SessionStore(Protocol):
+    """Challenges and what came of them: short-lived."""
+
+    def put_session(self, session: str, body: dict[str, Any], expires_at: int) -> None:
+        """Remember a challenge under the hash of its session id."""
+        ...
+
+    def consume_session(self, session: str, now: int) -> tuple[Consumption, dict[str, Any] | None]:
+        """Take the challenge, once: of any number of callers exactly one gets JUDGE.
+
+        The body comes back for USED and EXPIRED too while it is still remembered, to say whose attempt it was.
+        """
+        ...
+
+    def put_attestation(self, attestation: str, session: str, body: dict[str, Any], expires_at: int) -> None:
+        """Remember a verified attestation by its id, and that `session` holds it."""
+        ...
+
+    def attestation(self, attestation: str, now: int) -> dict[str, Any] | None:
+        """The body of an attestation that has not expired."""
+        ...
+
+    def session_attestation(self, session: str, now: int) -> tuple[str, dict[str, Any]] | None:
+        """Id and body of the unexpired attestation that `session` holds."""
+        ...
+
+    def first_use(self, token: str, expires_at: int) -> bool:
+        """Whether this one-time id is seen for the first time. It is remembered until it expires."""
+        ...
+
+    def hit(self, counter: str, window_ms: int, now: int) -> int:
+        """Count one more in the current window of `counter`, and say how many that makes."""
+        ...
+
+    def purge(self, now: int) -> None:
+        """Forget what has expired (challenges a while after, so that a late replay is still told from a stranger)."""
+        ...
+
+
+class KeyState(StrEnum):
+    ACTIVE = "active"
+    RETIRED = "retired"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """One version of an owner's key. `sealed` is None once destroyed."""
+
+    owner: str
+    type: str
+    tag: str
+    version: int
+    state: KeyState
+    created_at: int
+    created_by: str
+    sealed: bytes | None = field(repr=False, default=None)
+
+    @property
+    def path(self) -> str:
+        return f"{self.owner}/{self.type}/{self.tag}"
+
+
+class KeyStore(Protocol):
+    """Keys, sealed and versioned. Versions count from 1 and are never given out twice, not even after destruction."""
+
+    def put_key(self, key: StoredKey) -> None:
+        """Store a new version; the older active one becomes retired. Raises Conflict unless it is the next version."""
+        ...
+
+    def key(self, owner: str, type_: str, tag: str, version: int | None = None) -> StoredKey:
+        """That version, or the newest. Raises NotFound."""
+        ...
+
+    def keys(self, owner: str) -> list[StoredKey]:
+        """Every version of all keys of one owner, by path and version, without `sealed`."""
+        ...
+
+    def destroy_key(self, owner: str, type_: str, tag: str) -> int:
+        """Erase the sealed bytes of all versions; how many were erased. Raises NotFound."""
+        ...
+
+    def sealed_keys(self, after: tuple[str, str, str, int] | None, limit: int) -> list[StoredKey]:
+        """The next keys in order of owner, type, tag, version, with `sealed`: for rewrapping under a new KEK."""
+        ...
+
+    def replace_sealed(self, key: StoredKey, sealed: bytes) -> None:
+        """Swap the sealed bytes of `key`, if they are still what `key` says. Raises Conflict otherwise."""
+        ...
+
+
+class RecordKind(StrEnum):
+    OWNER = "owner"
+    IMAGE = "image"
+    RULE = "rule"
+    INSTANCE = "instance"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One immutable version of a named document. A deleted record is a last version with `body` None."""
+
+    kind: RecordKind
+    owner: str
+    name: str
+    version: int
+    body: dict[str, Any] | None
+    created_at: int
+    created_by: str
+
+
+class RecordStore(Protocol):
+    """Images, rules, instances, owners: versioned documents. Owners themselves live under owner ""."""
+
+    def put_record(self, record: Record, aliases: Sequence[str] = ()) -> None:
+        """Store the next version; `aliases` replace the record's older ones. Raises Conflict unless it is the next."""
+        ...
+
+    def record(self, kind: RecordKind, owner: str, name: str, version: int | None = None) -> Record:
+        """That version, or the newest. Raises NotFound; also where the newest is a deletion."""
+        ...
+
+    def newest_version(self, kind: RecordKind, owner: str, name: str) -> int:
+        """The newest version, a deletion included; 0 where there never was one."""
+        ...
+
+    def records(self, kind: RecordKind, owner: str) -> list[Record]:
+        """The newest version of every record that is not deleted, by name."""
+        ...
+
+    def by_alias(self, kind: RecordKind, alias: str) -> list[Record]:
+        """The newest version of every record, of any owner, that has this alias and is not deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One line of the append-only record. `owner` is "" where an attempt could not be laid to anybody's door.
+
+    `subject` is what the line is about (an instance id, a key's path). `hash` chains the lines: SHA-256 over the hash
+    before and the canonical JSON of this one's content.
+    """
+
+    sequence: int
+    id: str
+    owner: str
+    at: int
+    kind: str
+    verdict: str
+    subject: str
+    body: dict[str, Any]
+    hash: str
+
+
+class LedgerStore(Protocol):
+    """Decisions and changes, in the order in which they became durable."""
+
+    def append(
+        self, *, id_: str, owner: str, at: int, kind: str, verdict: str, subject: str, body: dict[str, Any]
+    ) -> LedgerEntry:
+        """Write one line, durably before this returns."""
+        ...
+
+    def entry(self, owner: str, id_: str) -> LedgerEntry:
+        """Raises NotFound; also for another owner's line."""
+        ...
+
+    def entries(
+        self,
+        owner: str,
+        *,
+        kinds: Sequence[str] = (),
+        subject: str | None = None,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> list[LedgerEntry]:
+        """The newest lines first; `before` is a sequence number to go on from."""
+        ...
+
+    def verify_chain(self) -> int:
+        """How many lines there are, all chained. Raises VerificationError with the first line that is not."""
+        ...
+
+
+class Store(SessionStore, KeyStore, RecordStore, LedgerStore, Protocol):
+    """All of it, and the end of it."""
+
+    def ready(self) -> None:
+        """Raises Unavailable unless the store can be read and written."""
+        ...
+
+    def close(self) -> None: ...
