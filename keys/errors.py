@@ -29,7 +29,8 @@ class RoomkeyError(Exception):
     """Base of all; never raised itself.
 
     `code` is the word on the wire, `http_status` the owner API's status, `retry` says whether the same request may
-    succeed later without anybody changing anything, `exit_status` is what the agent's process returns.
+    succeed later without anybody changing anything, `exit_status` is what the agent's process returns. `decision` is
+    the id of the ledger's line about it, where there is one: all that a guest gets to see of a refusal.
     """
 
     code: ClassVar[str] = "error"
@@ -45,6 +46,7 @@ class RoomkeyError(Exception):
         self.expected = expected
         self.found = found
         self.mend = mend
+        self.decision: str | None = None
 
     def __str__(self) -> str:
         parts = [self.message]

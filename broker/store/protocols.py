@@ -30,6 +30,10 @@ class SessionStore(Protocol):
         """Remember a challenge under the hash of its session id."""
         ...
 
+    def session(self, session: str) -> dict[str, Any] | None:
+        """The body of a challenge that is still remembered, used or not. Nothing changes."""
+        ...
+
     def consume_session(self, session: str, now: int) -> tuple[Consumption, dict[str, Any] | None]:
         """Take the challenge, once: of any number of callers exactly one gets JUDGE.
 
