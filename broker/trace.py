@@ -6,6 +6,8 @@ Verifiers and appraisal write into the same trace. The owner reads it; the guest
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -80,6 +82,15 @@ class Trace:
         """Record one check and raise `error` if it failed, for verifiers, where later steps stand on earlier ones."""
         if not self.check(stage, name, passed, expected=expected, found=found, mend=mend):
             raise error(name, expected=_short(expected), found=_short(found), mend=mend)
+
+    @contextmanager
+    def recording(self, stage: Stage) -> Iterator[None]:
+        """Record what the body raises, a parser's refusal say, as a failed check of `stage`."""
+        try:
+            yield
+        except RoomkeyError as error:
+            self.fail(stage, error)
+            raise
 
     def fail(self, stage: Stage, error: RoomkeyError) -> None:
         """Record an error that came from elsewhere (a parser, a library) as a failed check."""
