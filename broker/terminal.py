@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `roomkey` speaks: tables, times, traces and errors, for people and (`--json`) for programs.
+
+Names of events and files come out of guests, so nothing is printed before its control characters are escaped: a
+measured boot path must not be able to redraw the owner's terminal. Colour only where standard output is a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from keys.errors import RoomkeyError
+
+PASSED, FAILED = "passed", "failed"
+_COLOURS = {
+    PASSED: "green", "genuine": "green", "released": "green", "ok": "green", "active": "green",
+    FAILED: "red", "refused": "red", "denied": "red", "fail": "red",
+    "not judged": "yellow", "warn": "yellow", "destroyed": "yellow",
+}  # fmt: skip
+
+
+def printable(value: object) -> str:
+    """`value` as text on one line: what is not a printable character is shown as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+
+
+def verdict(word: str, *, width: int = 0) -> str:
+    """`word` padded to `width` characters, in the colour of what it says."""
+    return click.style(printable(word).ljust(width), fg=_COLOURS.get(word), bold=word in _COLOURS or None)
+
+
+def when(milliseconds: int) -> str:
+    """A time of the wire (milliseconds since the epoch) in UTC, to the second."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows under headings in aligned columns; nothing is cut off. `empty` is the hint where there are none."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not cells:
+        click.echo(empty)
+        return
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *cells, strict=True)]
+    click.secho(_columns([name.upper() for name in headings], widths), bold=True)
+    for row in cells:
+        painted = [verdict(cell, width=width) for cell, width in zip(row, widths, strict=True)]
+        click.echo(_columns(painted, widths))
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def fields(pairs: Iterable[tuple[str, object]], *, indent: int = 0) -> None:
+    """Print `name  value` lines, aligned; a pair whose value is empty is left out."""
+    shown = [(name, printable(value)) for name, value in pairs if value not in ("", None)]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(f"{' ' * indent}{name.ljust(width)}  {value}")
+
+
+def print_json(value: Any) -> None:
+    """Print `value` for programs: ASCII only, so that no reader's terminal or locale matters."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def next_step(text: str) -> None:
+    """Say what to do next, on standard error: standard output is for results."""
+    click.echo(text, err=True)
+
+
+def show_error(error: RoomkeyError) -> None:
+    """Print one error on standard error: the cause, what was expected and found, and what mends it."""
+    click.echo(click.style("Error: ", fg="red", bold=True) + printable(error.message), err=True)
+    for name, value in (("expected", error.expected), ("found", error.found), ("to mend it", error.mend)):
+        if value:
+            click.echo(f"  {name.ljust(10)}  {printable(value)}", err=True)
+
+
+def trace(checks: Sequence[dict[str, str]]) -> None:
+    """Print a decision's checks by stage, in their order, and then once more what failed and what mends it."""
+    stage = None
+    width = max((len(check["verdict"]) for check in checks), default=0)
+    for check in checks:
+        if check["stage"] != stage:
+            stage = check["stage"]
+            click.secho(f"\n{printable(stage)}", bold=True)
+        click.echo(f"  {verdict(check['verdict'], width=width)}  {printable(check['name'])}")
+        details = [check["expected"], check["found"]]
+        if check["verdict"] == FAILED:
+            fields([("expected", details[0]), ("found", details[1])], indent=width + 6)
+        elif text := printable(details[1] or details[0]):
+            click.secho(f"{' ' * (width + 6)}{text}", dim=True)
+    _summary([check for check in checks if check["verdict"] == FAILED])
+
+
+def _summary(failed: Sequence[dict[str, str]]) -> None:
+    if not failed:
+        return
+    click.secho(f"\nWhat failed ({len(failed)} check{'s' if len(failed) > 1 else ''})", bold=True)
+    for number, check in enumerate(failed, 1):
+        click.echo(f"  {number}. {click.style(printable(check['name']), fg='red')}")
+        fields(
+            [("expected", check["expected"]), ("found", check["found"]), ("to mend it", check["mend"])], indent=5
+        )  # fmt: skip
