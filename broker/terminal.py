@@ -46,14 +46,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: s
         click.echo(empty)
         return
     widths = [max(len(cell) for cell in column) for column in zip(headings, *cells, strict=True)]
-    click.secho(_columns([name.upper() for name in headings], widths), bold=True)
+    widths[-1] = 0  # nothing to align after the last column
+    headline = "  ".join(name.upper().ljust(width) for name, width in zip(headings, widths, strict=True))
+    click.secho(headline, bold=True)
     for row in cells:
-        painted = [verdict(cell, width=width) for cell, width in zip(row, widths, strict=True)]
-        click.echo(_columns(painted, widths))
-
-
-def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        click.echo("  ".join(verdict(cell, width=width) for cell, width in zip(row, widths, strict=True)))
 
 
 def fields(pairs: Iterable[tuple[str, object]], *, indent: int = 0) -> None:

@@ -63,7 +63,10 @@ class Server:
                 self.end_headers()
                 self.wfile.write(server.answer)
 
-            do_GET = do_PUT = do_POST = do_DELETE = _serve
+            def __getattr__(self, name: str) -> Callable[[], None]:
+                if not name.startswith("do_"):
+                    raise AttributeError(name)
+                return self._serve
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -74,7 +77,7 @@ class Server:
         if tls_1_2:
             context.maximum_version = ssl.TLSVersion.TLSv1_2
         self.httpd.socket = context.wrap_socket(self.httpd.socket, server_side=True)
-        self.httpd.handle_error = lambda *args: None  # type: ignore[method-assign]
+        self.httpd.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.url = f"https://127.0.0.1:{self.httpd.server_address[1]}"
 
 
@@ -234,8 +237,8 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "owner = ", "not TOML"),
-        (lambda text: "\udc80", "not TOML"),
+        (lambda _: "owner = ", "not TOML"),
+        (lambda _: "\udc80", "not TOML"),
         (lambda text: text + 'extra = "x"\n', "unknown setting.*extra"),
         (lambda text: text.replace('audience = "aud"\n', ""), "lacks a setting.*audience"),
         (lambda text: text.replace('"aud"', "7"), "every setting is a string"),

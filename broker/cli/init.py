@@ -6,7 +6,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
