@@ -11,22 +11,30 @@ from keys.errors import Unavailable
 class Deadline:
     """`seconds` from now on the monotonic clock."""
 
-    __slots__ = ("_end", "seconds")
+    __slots__ = ("_end", "_seconds")
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self._seconds = seconds
         self._end = time.monotonic() + seconds
 
+    def remaining(self) -> float:
+        """Seconds until the end; negative after it."""
+        return self._end - time.monotonic()
+
     def left(self, waiting_for: str) -> float:
-        """Seconds that remain, more than 0. Raises Unavailable, naming what was waited for."""
-        left = self._end - time.monotonic()
-        if left <= 0:
+        """Seconds until the end, more than 0. Raises Unavailable, naming what was waited for."""
+        remaining = self.remaining()
+        if remaining <= 0:
             raise Unavailable(
                 f"no time left, waiting for {waiting_for}",
-                expected=f"an answer within {self.seconds:g} s in all",
+                expected=f"all done within {self._seconds:g} s",
                 mend="see whether it is up and reachable, or raise the timeout",
             )
-        return left
+        return remaining
+
+    def share(self, parts: int) -> Deadline:
+        """A deadline at an equal part of what remains."""
+        return Deadline(self.remaining() / parts)
 
     def pause(self, seconds: float, waiting_for: str) -> None:
         """Sleep, but not past the end."""

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""roomkey-agent: attest this machine, get a key, open a volume.
+
+Exit statuses: 0 done, 2 wrong arguments, else `exit_status` of the error (`keys.errors`). A failure is one line with
+its cause and, where something can be done about it, one line with what.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from agent.config import Settings, load
+from agent.deadline import Deadline
+from keys.errors import ConfigError, RoomkeyError
+from keys.messages import ResourcePath
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from agent.attesters.registry import Attester
+
+REPORT_DATA_BYTES = 48  # of a report data made up for an evidence file
+MAX_REPORT_DATA_BYTES = 64
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. `arguments` None: the process's own."""
+    options = _parser().parse_args(arguments)
+    try:
+        overrides = {name: getattr(options, name) for name in ("brokers", "ca_file", "tpm", "eventlog", "timeout")}
+        status: int = options.run(options, load(options.config, overrides))
+    except RoomkeyError as error:
+        _say(f"error: {error}")
+        if error.mend:
+            _say(f"mend: {error.mend}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _unlock(options: argparse.Namespace, settings: Settings) -> int:
+    from agent import unlock  # noqa: PLC0415
+
+    path = ResourcePath.parse(options.key)
+    name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
+    key = _fetch(settings, path)
+    outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper())
+    if outcome.opened:
+        _say(f"opened {options.device} as /dev/mapper/{outcome.name}")
+    else:
+        _say(f"the key fits {options.device}; NOT opened: this kernel has no device-mapper")
+    return 0
+
+
+def _get(options: argparse.Namespace, settings: Settings) -> int:
+    from agent.secrecy import wipe  # noqa: PLC0415
+
+    path = ResourcePath.parse(options.key)
+    if options.output is None and sys.stdout.isatty():
+        raise ConfigError("a key is not written to a terminal", mend="give --output FILE, or pipe it")
+    key = _fetch(settings, path)
+    try:
+        _write(options.output, key)
+    finally:
+        wipe(key)
+    return 0
+
+
+def _fetch(settings: Settings, path: ResourcePath) -> bytearray:
+    """The key at `path`. From here on the process cannot be dumped."""
+    from agent.client import fetch  # noqa: PLC0415
+    from agent.secrecy import forbid_core_dumps  # noqa: PLC0415
+
+    forbid_core_dumps()
+    deadline = Deadline(settings.timeout)
+    with _attester(settings, deadline) as attester:
+        return fetch(settings, attester, path, deadline)
+
+
+def _evidence(options: argparse.Namespace, settings: Settings) -> int:
+    from keys import b64, strictjson  # noqa: PLC0415
+
+    report_data = os.urandom(REPORT_DATA_BYTES) if options.report_data is None else _hex(options.report_data)
+    with _attester(settings, Deadline(settings.timeout)) as attester:
+        description = {
+            "tee": str(settings.tee),
+            "instance": attester.instance(),
+            "evidence": attester.evidence(report_data),
+            "report_data": b64.std(report_data),
+        }
+    _write(options.output, strictjson.compact(description) + b"\n")
+    return 0
+
+
+def _doctor(options: argparse.Namespace, settings: Settings) -> int:
+    from agent.doctor import examine, table  # noqa: PLC0415
+
+    findings = examine(settings)
+    if options.json:
+        from keys import strictjson  # noqa: PLC0415
+
+        _write(None, strictjson.compact([finding._asdict() for finding in findings]) + b"\n")
+    else:
+        _write(None, table(findings).encode())
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _attester(settings: Settings, deadline: Deadline) -> Attester:
+    from agent.attesters.registry import attester_for  # noqa: PLC0415
+
+    return attester_for(settings.tee)(settings, deadline)
+
+
+def _hex(text: str) -> bytes:
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if not REPORT_DATA_BYTES <= len(data) <= MAX_REPORT_DATA_BYTES:
+        raise ConfigError("--report-data must be hex", expected=f"{REPORT_DATA_BYTES} to {MAX_REPORT_DATA_BYTES} bytes")
+    return data
+
+
+def _write(path: str | None, data: bytes | bytearray) -> None:
+    """To a new file that only its owner may read, or to standard output. An existing file is never touched."""
+    try:
+        if path is None:
+            fd = sys.stdout.fileno()
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb", buffering=0, closefd=path is not None) as file:  # unbuffered: no second copy of a key
+            written = 0
+            while written < len(data):
+                written += file.write(memoryview(data)[written:])
+    except OSError as error:
+        target = "standard output" if path is None else path
+        raise ConfigError(f"{target} cannot be written", found=error.strerror, mend="give a new file's name") from None
+
+
+def _say(line: str) -> None:
+    print(f"roomkey-agent: {line}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse  # noqa: PLC0415
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", help="settings (default: /etc/roomkey/agent.toml, if it exists)")
+    common.add_argument(
+        "--broker", metavar="URL", action="append", dest="brokers", help="a broker's address; repeat it for others"
+    )
+    common.add_argument("--ca-file", metavar="PEM", help="the only CA that may vouch for a broker")
+    common.add_argument("--tpm", metavar="WAY", help="device:PATH, swtpm:unix:PATH or swtpm:HOST:PORT")
+    common.add_argument("--eventlog", metavar="FILE", help='the firmware\'s event log; "" sends none')
+    common.add_argument("--timeout", metavar="SECONDS", type=int, help="for the whole conversation (default 15)")
+
+    parser = argparse.ArgumentParser(prog="roomkey-agent", description="Attest this machine and use a key for it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    unlock = commands.add_parser("unlock", parents=[common], help="get a key and open a LUKS2 volume with it")
+    unlock.add_argument("device", metavar="DEVICE|FILE")
+    unlock.add_argument("--key", metavar="OWNER/TYPE/TAG", required=True)
+    unlock.add_argument("--name", help="for /dev/mapper (default: roomkey-TAG)")
+    unlock.set_defaults(run=_unlock)
+
+    get = commands.add_parser("get", parents=[common], help="get a key")
+    get.add_argument("key", metavar="OWNER/TYPE/TAG")
+    get.add_argument("--output", metavar="FILE", help="a new file, mode 0600 (default: standard output)")
+    get.set_defaults(run=_get)
+
+    evidence = commands.add_parser("evidence", parents=[common], help="describe this machine, for enrolment or a check")
+    evidence.add_argument("--report-data", metavar="HEX", help="what the evidence is bound to (default: random)")
+    evidence.add_argument("--output", metavar="FILE", help="a new file (default: standard output)")
+    evidence.set_defaults(run=_evidence)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="see what would keep this machine from its key")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+    return parser

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KBS attestation protocol 0.4.0, the guest's side: from nothing to a key, in three requests on one connection.
+
+    POST /kbs/v0/auth            what this guest is, which key it wants   -> nonce, and a session cookie
+    POST /kbs/v0/attest          evidence over nonce and ephemeral key    -> a token, which the session keeps for us
+    GET  /kbs/v0/resource/PATH                                            -> the key, wrapped to the ephemeral key
+
+The ephemeral key lives for one attempt. All that a broker says of a refusal is a decision's id; the owner reads the
+reasons with `roomkey decision show ID`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING, Any, Self
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.connection import MAX_ANSWER_BYTES, Answer, Connection, Endpoint, endpoint, tls_context
+from keys import binding, jwe, jwk, strictjson
+from keys.errors import (
+    ConfigError,
+    FreshnessError,
+    NotFound,
+    ProtocolError,
+    ReleaseDenied,
+    RoomkeyError,
+    Unavailable,
+    VerificationError,
+)
+from keys.messages import Attestation, Challenge, Request, ResourcePath
+
+if TYPE_CHECKING:
+    from agent.attesters.registry import Attester
+    from agent.config import Settings
+    from agent.deadline import Deadline
+
+PREFIX = "/kbs/v0"
+ERROR_TYPE_PREFIX = "https://github.com/confidential-containers/kbs/errors/"
+FIRST_BACKOFF = 0.5  # seconds; the longest wait after the first failure, doubled after each
+LONGEST_BACKOFF = 5.0
+SHORTEST_ATTEMPT = 0.25  # seconds; no attempt begins when less than this remains
+MAX_FRESHNESS_RETRIES = 2  # a session that is lost three times is not lost by accident
+MAX_DETAIL_CHARS = 300  # of a broker's words that are shown
+
+_COOKIE = re.compile(r"kbs-session-id=([A-Za-z0-9_.~-]{1,256})\Z")
+_DECISION = re.compile(r"\bd-[a-z2-7]{20}\b")
+
+# KBS error types -> our errors, where the type says more than the status does.
+_BY_TYPE: dict[str, type[RoomkeyError]] = {
+    "PolicyDeny": ReleaseDenied,
+    "TokenNotFound": FreshnessError,
+    "TokenVerifierError": FreshnessError,
+    "InvalidRequestPath": NotFound,
+    "PluginNotFound": NotFound,
+    "JweError": ProtocolError,
+}
+_UNAVAILABLE = frozenset((429, 502, 503, 504))
+
+
+class _Later(Unavailable):
+    """A broker that says when to come again. `after` in seconds."""
+
+    after = 0.0
+
+
+def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: Deadline) -> bytearray:
+    """The key at `path`, from the first broker that gives it.
+
+    A broker that cannot be reached is passed over for the next; when none can, all are tried again after a pause,
+    until the deadline. A refusal ends it at once: another broker of the same service would say the same, and asking
+    again only helps whoever guesses. Raises the last error.
+    """
+    if not settings.brokers:
+        raise ConfigError("no broker", mend="set brokers in the agent's config, or give --broker")
+    targets = [endpoint(url) for url in settings.brokers]
+    tls = tls_context(settings.ca_file) if any(target.secure for target in targets) else None
+    backoff = FIRST_BACKOFF
+    stale = 0
+    while True:
+        failure: RoomkeyError = Unavailable("no broker answered")
+        wait = 0.0
+        for untried, target in zip(range(len(targets), 0, -1), targets, strict=True):
+            # Each broker gets an equal share of what is left, so that a silent first one cannot use up all of it.
+            with Conversation(target, tls if target.secure else None, deadline.share(untried)) as conversation:
+                try:
+                    return conversation.fetch(attester, path)
+                except FreshnessError as error:
+                    stale += 1
+                    if stale > MAX_FRESHNESS_RETRIES:
+                        raise
+                    failure = error
+                except Unavailable as error:
+                    failure = error
+                    wait = max(wait, getattr(error, "after", 0.0))
+        room = deadline.remaining() - SHORTEST_ATTEMPT
+        jitter = random.uniform(0, min(backoff, max(room, 0)))  # noqa: S311  keeps guests apart, guards nothing
+        if (pause := max(wait, jitter)) > room:
+            raise failure
+        deadline.pause(pause, "the broker")
+        backoff = min(2 * backoff, LONGEST_BACKOFF)
+
+
+class Conversation:
+    """One attempt with one broker."""
+
+    def __init__(self, target: Endpoint, tls: Any, deadline: Deadline) -> None:
+        self._connection = Connection(target, tls, deadline)
+        self._cookie = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._connection.close()
+
+    def fetch(self, attester: Attester, path: ResourcePath) -> bytearray:
+        """auth, attest, resource. Raises RoomkeyError of the kind that `_refusal` makes of the broker's answer."""
+        request = attester.request(path)
+        challenge = self.challenge(request)
+        activation = attester.accept(challenge)
+        key = ec.generate_private_key(ec.SECP256R1())
+        tee_pubkey = jwk.from_ec(key.public_key())
+        bound = binding.report_data(request.tee, challenge.nonce, tee_pubkey.members)
+        message = Attestation(challenge.nonce, tee_pubkey, attester.evidence(bound, activation))
+        answer = _json(self._ask("POST", "/attest", message.to_json()), "the attestation's answer")
+        strictjson.members(answer, name="the attestation's answer", required=frozenset(("token",)))
+        wrapped = _json(self._ask("GET", f"/resource/{path}", None), "the wrapped key")
+        return bytearray(jwe.unseal(wrapped, key, activation=activation))
+
+    def challenge(self, request: Request) -> Challenge:
+        """The answer to /auth; the session's cookie is kept."""
+        challenge = Challenge.from_bytes(self._ask("POST", "/auth", request.to_json()))
+        if not self._cookie:
+            raise ProtocolError("the broker sent no session cookie", expected="kbs-session-id")
+        return challenge
+
+    def _ask(self, method: str, path: str, message: dict[str, Any] | None) -> bytes:
+        """The body of a 200. The cookie of an earlier answer goes along, a new one replaces it."""
+        headers = {"Accept": "application/json"}
+        if self._cookie:
+            headers["Cookie"] = f"kbs-session-id={self._cookie}"
+        body = None
+        if message is not None:
+            headers["Content-Type"] = "application/json"
+            body = strictjson.compact(message)
+        answer = self._connection.ask(method, PREFIX + path, body, headers)
+        if answer.status != 200:
+            raise _refusal(path, answer)
+        for cookie in answer.cookies:
+            if match := _COOKIE.match(cookie.partition(";")[0].strip()):
+                self._cookie = match[1]
+        return answer.body
+
+
+def _refusal(path: str, answer: Answer) -> RoomkeyError:
+    """The error that an answer other than 200 stands for."""
+    if answer.status in _UNAVAILABLE:
+        later = _Later("the broker has no time now", found=f"status {answer.status}")
+        later.after = answer.retry_after
+        return later
+    if 300 <= answer.status < 400:
+        return ProtocolError("the broker redirects", mend="give the address that it redirects to as the broker's URL")
+    kind, detail = _error_body(answer.body)
+    error = _kind(kind, path, answer.status)(
+        f"the broker says no to {path.split('/')[1]}", found=f"status {answer.status}, {kind}: {detail}"
+    )
+    if match := _DECISION.search(detail):
+        error.decision = match[0]
+        error.mend = f"the owner reads why with: roomkey decision show {match[0]}"
+    return error
+
+
+def _kind(kind: str, path: str, status: int) -> type[RoomkeyError]:
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    if status == 401:
+        # At /auth nothing is old yet: 401 is how the protocol refuses a version.
+        return ProtocolError if path == "/auth" else FreshnessError
+    if status == 403:
+        return ReleaseDenied if path.startswith("/resource/") else VerificationError
+    return NotFound if status == 404 else ProtocolError
+
+
+def _error_body(body: bytes) -> tuple[str, str]:
+    """(type without its prefix, detail) of a KBS error, fit for a console; a body that is none gives empty words."""
+    try:
+        members = strictjson.loads(body, name="the error", max_bytes=8 * 1024)
+        kind, detail = members["type"], members["detail"]
+    except (ProtocolError, KeyError, TypeError):
+        return "", "no reason given"
+    return _printable(str(kind).removeprefix(ERROR_TYPE_PREFIX)), _printable(str(detail))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in text[:MAX_DETAIL_CHARS])
+
+
+def _json(body: bytes, name: str) -> Any:
+    return strictjson.loads(body, name=name, max_bytes=MAX_ANSWER_BYTES)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a key to an open volume: `cryptsetup open`, the key on its standard input and nowhere else.
+
+Where the kernel has no device-mapper (a container, a test machine) no volume can be opened; then the key is tried on
+the header with --test-passphrase, and the result says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import NamedTuple
+
+from agent.secrecy import wipe
+from keys.errors import ConfigError, VolumeError
+
+CRYPTSETUP_SECONDS = 60  # an Argon2 key slot takes up to 15 s in a slow guest
+MAX_REASON_CHARS = 300
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\Z")
+
+# cryptsetup(8), return codes
+REASONS = {
+    1: ("cryptsetup does not take these arguments", "see that cryptsetup is 2.4 or later"),
+    2: ("the key does not open this volume", "see that the key's path belongs to this volume"),
+    3: ("cryptsetup has not enough memory", "give the guest more memory, or use a PBKDF2 key slot"),
+    4: ("the volume is not there or is no LUKS2 volume", "see that the device's path is right"),
+    5: ("the volume is open already or busy", "close it first, or give another --name"),
+}
+
+
+class Outcome(NamedTuple):
+    """`opened`: the volume is at /dev/mapper/NAME. Otherwise the key fits, and nothing is open."""
+
+    opened: bool
+    name: str
+
+
+def has_device_mapper(misc: str = "/proc/misc", control: str = "/dev/mapper/control") -> bool:
+    """Can this kernel open a volume? The control node may stand there before the module is loaded."""
+    try:
+        with open(misc, encoding="ascii") as file:  # noqa: PTH123  pathlib would cost milliseconds at boot
+            return "device-mapper" in file.read() or os.path.exists(control)  # noqa: PTH110
+    except OSError:
+        return os.path.exists(control)  # noqa: PTH110
+
+
+def volume_name(name: str) -> str:
+    """`name` if device-mapper takes it. Raises ConfigError."""
+    if not _NAME.match(name):
+        raise ConfigError("not a name for a volume", expected="letters, digits, '_', '-', '.'", found=name)
+    return name
+
+
+def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) -> Outcome:
+    """Open the LUKS2 volume in `device` (a block device or a file) as `name`, or test the key. `key` is wiped.
+
+    Raises VolumeError.
+    """
+    command = ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens"]
+    command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
+    try:
+        status, words = _run(command, key)
+    finally:
+        wipe(key)
+    if status != 0:
+        message, mend = REASONS.get(status, ("cryptsetup failed", "see what cryptsetup says"))
+        raise VolumeError(f"{device}: {message}", found=f"status {status}: {words}", mend=mend)
+    return Outcome(device_mapper, name)
+
+
+def _run(command: list[str], key: bytearray) -> tuple[int, str]:
+    """(exit status, what was said on standard error) of `command` with `key` on its standard input."""
+    try:
+        process = subprocess.Popen(
+            command,
+            bufsize=0,  # the key goes from our array to the pipe; a buffer would keep a copy
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        raise VolumeError("cryptsetup cannot be run", found=str(error), mend="install cryptsetup") from None
+    with process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        try:
+            with process.stdin:
+                process.stdin.write(key)
+        except BrokenPipeError:
+            pass  # it ended before it read; its status says why
+        try:
+            process.wait(CRYPTSETUP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise VolumeError("cryptsetup did not end", expected=f"within {CRYPTSETUP_SECONDS} s") from None
+        words = process.stderr.read(4096).decode("ascii", "replace")
+    return process.returncode, " ".join(words.split())[:MAX_REASON_CHARS]
