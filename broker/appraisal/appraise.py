@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Are these claims what the owner approved for this key? RFC 9334: appraisal of evidence against reference values.
+
+Every check is made and recorded, also after one has failed, so that an owner sees all that differs at once:
+
+ (1) the release rule names the platform
+ (2) the instance: one that the rule names and its owner enrolled; with "any", one that a configured vendor vouches for
+ (3) the measurements: all registers of one of the rule's images. Where none fits, the image that differs in the fewest
+     registers is taken apart: each register with its values and, where both logs are known, the first other event
+ (4) the machine's clock has not gone back since the last time (`clock_not_behind`)
+
+Registers that the image does not name are listed as not required.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from broker.appraisal.difference import first_difference
+from broker.appraisal.images import PURPOSES, Image, Register, register_index
+from broker.appraisal.rules import ANY, Rule
+from broker.claims import Claims
+from broker.trace import Stage, Trace
+from keys.messages import ResourcePath
+
+TRUSTED_BY_VENDOR = "ek-certificate"
+TRUSTED_BY_OWNER = "enrolled"
+
+_CLOCK = ("reset_count", "restart_count", "clock")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`image`: the approved image that fits, as name@version. `instances`: under which names the owner knows the guest,
+    of those that the rule allows.
+    """
+
+    allowed: bool
+    image: str | None
+    instances: tuple[str, ...]
+
+
+def appraise(
+    claims: Claims,
+    rule: Rule,
+    path: ResourcePath,
+    *,
+    images: Mapping[str, Image],
+    instances: Mapping[str, tuple[str, ...]],
+    trace: Trace,
+) -> Outcome:
+    """The outcome for the key at `path`, every check in `trace`.
+
+    `images`: those that the rule names and that exist, by name@version. `instances`: the ids of this owner's records,
+    by name; those of other owners never come here.
+    """
+    platform = trace.check(  # (1)
+        Stage.TRUST,
+        "release rule names the platform",
+        claims.tee in rule.platforms,
+        expected=", ".join(rule.platforms),
+        found=claims.tee,
+        mend=f"roomkey rule set {path} --platform {claims.tee} ...",
+    )
+    known = tuple(name for name, ids in instances.items() if not set(ids).isdisjoint(claims.instance_ids))
+    instance = _check_instance(claims, rule, path, known, trace)  # (2)
+    image = _check_images(claims, rule, path, images, trace)  # (3)
+    named = known if rule.instances == (ANY,) else tuple(name for name in known if name in rule.instances)
+    return Outcome(platform and instance and image is not None, image, named)
+
+
+def clock_not_behind(previous: Mapping[str, Any] | None, claims: Claims, challenged_at: int, trace: Trace) -> bool:
+    """Whether the TPM's clock goes on from where it was last seen: a lower reset or restart count, or at the same
+    counts a lower clock, means a machine put back to a snapshot or a TPM that was cleared.
+
+    `previous` is what `clock_mark` gave at the last decision about the same machine for the same owner. Evidence whose
+    challenge was issued before that one was shown may be older than it, in which case nothing can be said.
+    """
+    name = "TPM's clock goes on from where it was last seen"
+    if previous is None or "clock" not in claims.facts or challenged_at < previous["attested_at"]:
+        trace.not_judged(Stage.IDENTITY, name)
+        return True
+    before, now = _counts(previous), _counts(claims.facts)
+    return trace.check(
+        Stage.IDENTITY,
+        name,
+        now >= before,
+        expected=f"at least {_clock_words(before)}",
+        found=_clock_words(now),
+        mend=f"if the machine was restored or its TPM cleared on purpose: "
+        f"roomkey instance readmit {claims.instance_ids[0]}",
+    )
+
+
+def clock_mark(previous: Mapping[str, Any] | None, claims: Claims, attested_at: int) -> dict[str, Any] | None:
+    """The latest clock seen of this machine, for the next `clock_not_behind`; None where it has none."""
+    if "clock" not in claims.facts:
+        return None
+    if previous is not None and _counts(previous) > _counts(claims.facts):
+        return dict(previous)
+    return dict(zip(_CLOCK, _counts(claims.facts), strict=True)) | {"attested_at": attested_at}
+
+
+def _check_instance(claims: Claims, rule: Rule, path: ResourcePath, known: tuple[str, ...], trace: Trace) -> bool:
+    if rule.instances == (ANY,):
+        return trace.check(
+            Stage.IDENTITY,
+            "a configured vendor vouches for the hardware",
+            claims.trust == TRUSTED_BY_VENDOR,
+            expected=TRUSTED_BY_VENDOR,
+            found=claims.trust,
+            mend=f"name the instance in the rule: roomkey rule set {path} --instance NAME ...",
+        )
+    if known:
+        mend = f"if it may have this key: roomkey rule set {path} --instance {known[0]} ..."
+    else:
+        mend = f"if the machine is yours: roomkey instance add NAME --from EVIDENCE, then roomkey rule set {path} ..."
+    return trace.check(
+        Stage.IDENTITY,
+        "release rule names the instance",
+        not set(known).isdisjoint(rule.instances),
+        expected=", ".join(rule.instances),
+        found=", ".join(known) or f"not enrolled by the key's owner: {claims.instance_ids[0]}",
+        mend=mend,
+    )
+
+
+def _check_images(
+    claims: Claims, rule: Rule, path: ResourcePath, images: Mapping[str, Image], trace: Trace
+) -> str | None:
+    """The name of the image that fits, or None."""
+    differing = {
+        name: [register for register, allowed in image.registers.items() if not _fits(claims, register, allowed)]
+        for name, image in images.items()
+        if image.platform is claims.tee
+    }
+    if not differing:
+        names = ", ".join(str(image) for image in rule.images)
+        trace.check(
+            Stage.MEASUREMENT,
+            "an image of the release rule exists for this platform",
+            False,
+            expected=names,
+            found="none",
+            mend=f"roomkey image enrol {rule.images[0].name} --from EVIDENCE, then roomkey rule set {path} --image ...",
+        )
+        return None
+    nearest = min(differing, key=lambda name: len(differing[name]))
+    image = images[nearest]
+    for name, registers in differing.items():
+        if registers and name != nearest:
+            trace.not_judged(
+                Stage.MEASUREMENT, f"image {name}: {len(registers)} of {len(images[name].registers)} registers differ"
+            )
+    for register, allowed in image.registers.items():
+        _check_register(claims, register, allowed, nearest, path, trace)
+    for register, value in claims.measurements.items():
+        if register not in image.registers:
+            trace.not_required(Stage.MEASUREMENT, f"{_title(register)}, not in image {nearest}", found=value)
+    return None if differing[nearest] else nearest
+
+
+def _fits(claims: Claims, register: str, allowed: Register) -> bool:
+    return claims.measurements.get(register) in allowed.values
+
+
+def _check_register(
+    claims: Claims, register: str, allowed: Register, image: str, path: ResourcePath, trace: Trace
+) -> None:
+    name = image.partition("@")[0]
+    mend = (
+        f"if this boot is one that you trust: roomkey image enrol {name} --from EVIDENCE "
+        f"(and where the rule names a version: roomkey rule set {path} --image {name}@NEW ...)"
+    )
+    fits = trace.check(
+        Stage.MEASUREMENT,
+        f"{_title(register)} is as in image {image}",
+        _fits(claims, register, allowed),
+        expected=" or ".join(allowed.values),
+        found=claims.measurements.get(register, "not in the evidence"),
+        mend=mend,
+    )
+    found = [event for event in claims.events if event.register == register]
+    if fits or not allowed.events or not found:
+        return
+    difference = first_difference(allowed.events, found)
+    if difference is not None:
+        trace.check(
+            Stage.MEASUREMENT,
+            f"{_title(register)}: event {difference.position} was {difference.kind}",
+            False,
+            expected=difference.expected,
+            found=difference.found,
+            mend=mend,
+        )
+
+
+def _title(register: str) -> str:
+    """ "PCR 4 (boot applications)" for "sha256:4"; other banks are named."""
+    bank, index = register.partition(":")[0], register_index(register)
+    return f"PCR {index} ({PURPOSES[index]})" if bank == "sha256" else f"PCR {index} ({PURPOSES[index]}, {bank})"
+
+
+def _counts(facts: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(facts[name] for name in _CLOCK)
+
+
+def _clock_words(counts: tuple[int, ...]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in zip(_CLOCK, counts, strict=True))

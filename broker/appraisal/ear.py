@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attestation result as an EAR token's claims (draft-ietf-rats-ear, in the spelling that deployed brokers read).
+
+It says that the evidence is genuine, whose it is and what it measured. Whether those measurements are wanted depends on
+the key that is asked for, and is decided there; so "executables" is never better than unrecognised here, and nobody who
+takes the token elsewhere can read an approval out of it. The guest's key stands where a stock KBS looks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from typing import Any
+
+from broker.appraisal.appraise import TRUSTED_BY_VENDOR
+from broker.claims import Claims
+from keys import strictjson
+from keys.binding import report_data
+from keys.messages import Attestation
+from keys.tee import Tee
+
+PROFILE = "tag:github.com,2024:confidential-containers/Trustee"
+DEVELOPER = "roomkey"
+
+# AR4SI trustworthiness claims (draft-ietf-rats-ar4si, section 2.3)
+TRUSTWORTHY_INSTANCE = 2
+GENUINE_HARDWARE = 2
+UNRECOGNISED_HARDWARE = 97  # its maker's certificate was not shown; an owner vouches for it
+UNRECOGNISED_EXECUTABLES = 33
+
+# What evidence must fulfil before there are any claims, in the words whose hash the token carries.
+FLOORS: dict[Tee, tuple[str, ...]] = {
+    Tee.TPM: (
+        "the quote is signed with SHA-256, SHA-384 or SHA-512",
+        "the attestation key is restricted, signs, and is fixed to the TPM that made it",
+        "the attestation key's name is made with SHA-256, SHA-384 or SHA-512",
+        "the attestation key lives in the endorsement hierarchy",
+        "the attestation key is trusted by a configured EK root and credential activation, or by enrolment",
+        "the qualifying data is exactly the digest of this challenge and the guest's key",
+        "a bank other than SHA-1 is quoted, and values of SHA-1 banks are no claims",
+    ),
+}
+
+
+def policy_id(tee: Tee) -> str:
+    """Name, version and hash of the floors for `tee`."""
+    digest = hashlib.sha256(strictjson.canonical(list(FLOORS[tee]))).hexdigest()
+    return f"roomkey-{tee}-floors-1 sha256:{digest}"
+
+
+def ear_claims(claims: Claims, message: Attestation) -> dict[str, Any]:
+    """The token's claims, beside those that every token of ours carries (iss, aud, iat, nbf, exp, jti)."""
+    vendor = claims.trust == TRUSTED_BY_VENDOR
+    vector = {
+        "instance-identity": TRUSTWORTHY_INSTANCE,
+        "executables": UNRECOGNISED_EXECUTABLES,
+        "hardware": GENUINE_HARDWARE if vendor else UNRECOGNISED_HARDWARE,
+    }
+    key = message.tee_pubkey.members
+    evidence: dict[str, Any] = {
+        str(claims.tee): {
+            **claims.facts,
+            **_pcrs(claims),
+            "trust": claims.trust,
+            "instance_ids": list(claims.instance_ids),
+        },
+        "report_data": report_data(claims.tee, message.nonce, key, message.additional_evidence).hex(),
+        "runtime_data_claims": {
+            "nonce": message.nonce,
+            "tee-pubkey": key,
+            "additional-evidence": message.additional_evidence,
+        },
+    }
+    if claims.init_data is not None:
+        evidence["init_data"] = claims.init_data
+    return {
+        "eat_profile": PROFILE,
+        "eat_nonce": message.nonce,
+        "ear.verifier-id": {"developer": DEVELOPER, "build": f"roomkey {metadata.version('roomkey')}"},
+        "cnf": {"jwk": key},
+        "submods": {
+            "cpu0": {
+                "ear.status": status(vector),
+                "ear.trustworthiness-vector": vector,
+                "ear.appraisal-policy-id": policy_id(claims.tee),
+                "ear.veraison.annotated-evidence": evidence,
+            }
+        },
+    }
+
+
+def status(vector: dict[str, int]) -> str:
+    """The worst tier among the claims of `vector` (AR4SI, section 2.3.2; each 8 bits, signed)."""
+    worst = max((_tier(value) for value in vector.values()), default=0)
+    return ("none", "affirming", "warning", "contraindicated")[worst]
+
+
+def _tier(value: int) -> int:
+    for tier, (low, high) in enumerate(((-1, 1), (-32, 31), (-96, 95))):
+        if low <= value <= high:
+            return tier
+    return 3
+
+
+def _pcrs(claims: Claims) -> dict[str, str]:
+    """PCRs of the SHA-256 bank under the names that policies for a stock KBS use: pcr00 to pcr23."""
+    bank = {name: value for name, value in claims.measurements.items() if name.startswith("sha256:")}
+    return {f"pcr{int(name.partition(':')[2]):02}": value for name, value in bank.items()}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release rules: for one key, which images it goes to, on which platforms, to which instances.
+
+    images = ["debian-12", "debian-12@3"]   # a bare name means the newest version and no older one
+    platforms = ["tpm"]
+    instances = ["web-1", "web-2"]          # or exactly ["any"]: any guest that a configured vendor vouches for
+
+All three lists must be there, and none may be empty: what a rule does not name, it does not allow.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from broker.verifiers.registry import VERIFIERS
+from keys import strictjson
+from keys.errors import ProtocolError
+from keys.messages import MAX_SEGMENT_CHARS, ResourcePath
+from keys.tee import Tee
+
+MAX_RULE_CHARS = 16 * 1024
+MAX_ENTRIES = 64  # in each list
+ANY = "any"
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
+_IMAGE = re.compile(r"(?P<name>[^@]*)(?:@(?P<version>[1-9][0-9]{0,8}))?\Z")
+_MEMBERS = frozenset(("images", "platforms", "instances"))
+
+
+class ImageRef(NamedTuple):
+    """An image that a rule names. `version` None means whichever is newest when the key is asked for."""
+
+    name: str
+    version: int | None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`instances` are names of instance records, or exactly (ANY,)."""
+
+    images: tuple[ImageRef, ...]
+    platforms: tuple[Tee, ...]
+    instances: tuple[str, ...]
+
+    def to_body(self) -> dict[str, Any]:
+        return {
+            "images": [str(image) for image in self.images],
+            "platforms": [str(platform) for platform in self.platforms],
+            "instances": list(self.instances),
+        }
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> Rule:
+        """What `to_body` wrote; other members are left alone. Only the store's bodies come here."""
+        return cls(
+            tuple(_image(text) for text in body["images"]),
+            tuple(Tee(name) for name in body["platforms"]),
+            tuple(body["instances"]),
+        )
+
+
+def read_rule(value: object) -> Rule:
+    """The rule in an object with the three lists and nothing else. Raises ProtocolError that says what would mend
+    it.
+    """
+    rule = strictjson.members(value, name="the rule", required=_MEMBERS)
+    return Rule(
+        tuple(_image(text) for text in _list(rule, "images")),
+        tuple(_platform(text) for text in _list(rule, "platforms")),
+        _instances(_list(rule, "instances")),
+    )
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule that an owner wrote in TOML. Raises what `read_rule` raises."""
+    if len(text) > MAX_RULE_CHARS:
+        raise ProtocolError("the rule is too long", expected=f"at most {MAX_RULE_CHARS} characters")
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"the rule is not TOML: {error}"[:200]) from None
+    return read_rule(document)
+
+
+def rule_name(path: ResourcePath) -> str:
+    """Under what name the owner's record of a key's rule is kept."""
+    return f"{path.type}/{path.tag}"
+
+
+def check_name(text: object, *, what: str) -> str:
+    """`text` as the name of an image or instance: letters, digits, `_`, `-` and, not first, `.`. Raises
+    ProtocolError.
+    """
+    name = strictjson.string(text, name=what, max_chars=MAX_SEGMENT_CHARS)
+    if not _NAME.match(name):
+        raise ProtocolError(f"{what} is not a name", expected="letters, digits, '_', '-', '.'", found=name)
+    return name
+
+
+def check_instance_name(text: object) -> str:
+    """`text` as the name of an instance. "any" is none: a rule that names it means everybody. Raises ProtocolError."""
+    if check_name(text, what="an instance") == ANY:
+        raise ProtocolError("an instance cannot be called 'any'", mend="choose another name")
+    return str(text)
+
+
+def _list(rule: Mapping[str, Any], member: str) -> list[str]:
+    values = rule[member]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ProtocolError(f"{member} must be a list of strings")
+    if not values:
+        mend = f"name at least one, or remove the rule to deny everybody; {ANY!r} is for instances only"
+        raise ProtocolError(f"{member} is empty", expected="an empty list would allow nothing", mend=mend)
+    if len(values) > MAX_ENTRIES:
+        raise ProtocolError(f"{member} is too long", expected=f"at most {MAX_ENTRIES}", found=str(len(values)))
+    if len(set(values)) != len(values):
+        raise ProtocolError(f"{member} names something twice")
+    return values
+
+
+def _image(text: str) -> ImageRef:
+    match = _IMAGE.match(text)
+    if match is None:
+        raise ProtocolError("images holds no image", expected="NAME or NAME@VERSION", found=text[:128])
+    version = match["version"]
+    return ImageRef(check_name(match["name"], what="an image"), None if version is None else int(version))
+
+
+def _platform(text: str) -> Tee:
+    if text not in set(VERIFIERS):
+        raise ProtocolError(
+            "platforms holds a platform that this broker does not judge",
+            expected=", ".join(sorted(VERIFIERS)),
+            found=text[:64],
+        )
+    return Tee(text)
+
+
+def _instances(values: list[str]) -> tuple[str, ...]:
+    if ANY in values and len(values) > 1:
+        raise ProtocolError(
+            "instances names 'any' and others", expected="names, or exactly ['any']", mend="leave 'any' out"
+        )
+    return tuple(check_name(value, what="an instance") for value in values)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt to attest: from a posted message to a signed attestation result.
+
+(1) The message is one that this session's platform can read: the evidence's shape, init-data, no additional evidence,
+    a key that the platform's wrapping can use. What is refused here has changed nothing.
+(2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
+(3) The nonce in the message is the session's, compared in constant time.
+(4) The verifier judges the evidence against the binding: nonce, guest's key, init-data.
+(5) The line is durable, then the result is remembered under the session, then the token is signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from broker import initdata, ledger, session
+from broker.appraisal.ear import ear_claims
+from broker.appraisal.instances import Instance
+from broker.claims import Binding, Claims, Endorsements, Verifier
+from broker.services import Services
+from broker.store.protocols import Consumption, Record, RecordKind
+from broker.trace import Stage, Trace
+from broker.verifiers.registry import verifier_for
+from keys import strictjson
+from keys.binding import report_data
+from keys.errors import FreshnessError, NotFound, ProtocolError, RoomkeyError, VerificationError
+from keys.messages import Attestation, ResourcePath, TpmDeclaration
+from keys.tee import Tee
+
+_STATES = {
+    Consumption.JUDGE: "unused and in time",
+    Consumption.USED: "used before",
+    Consumption.EXPIRED: "expired",
+    Consumption.UNKNOWN: "unknown",
+}
+
+
+class _Attempt(NamedTuple):
+    """What is known before the challenge is taken. `enrolled` are the records, of whatever owner, that name a key which
+    the evidence claims to be signed with.
+    """
+
+    session: str
+    challenge: dict[str, Any]
+    verifier: Verifier
+    evidence: Any
+    init_data: bytes | None
+    tpm: TpmDeclaration | None
+    enrolled: dict[str, list[Record]]
+
+
+def attest(session_id: str | None, message: Attestation, services: Services, *, now: int) -> str:
+    """The token of a guest whose evidence is genuine. `now` in milliseconds.
+
+    Raises ProtocolError (cannot be read; the challenge is still good); FreshnessError or VerificationError (refused,
+    and the challenge is gone; the error's `decision` is the ledger's line); Unavailable.
+    """
+    name = session.store_name(session_id)
+    attempt = _read(name, message, services)  # (1)
+    owner = _owner(attempt, services)
+    outcome, _ = services.store.consume_session(name, now)  # (2)
+    decision = ledger.new_id(services.random)
+    evidence = hashlib.sha256(strictjson.canonical(message.primary_evidence)).hexdigest()
+    trace = Trace()
+
+    def line(verdict: str, claims: Claims | None) -> None:
+        claimed = list(attempt.enrolled) if attempt is not None else []
+        ids = list(claims.instance_ids) if claims is not None else claimed
+        body = {
+            "tee": attempt.challenge["tee"] if attempt is not None else "",
+            "key": attempt.challenge["resource"] if attempt is not None else None,
+            "instances": ids,
+            "evidence": evidence,
+            "claims": None if claims is None else ledger.claims_summary(claims),
+            "trace": trace.to_json(),
+        }
+        ledger.record(services, id_=decision, owner=owner, at=now, kind=ledger.ATTEST, verdict=verdict,
+                      subject=ids[0] if ids else "", body=body)  # fmt: skip
+
+    try:
+        trace.require(Stage.ROOT_OF_TRUST, "challenge", outcome is Consumption.JUDGE and attempt is not None,
+                      expected=_STATES[Consumption.JUDGE], found=_STATES[outcome],
+                      mend="let the guest ask for a new challenge", error=FreshnessError)  # fmt: skip
+        assert attempt is not None  # narrowing: the line above has raised
+        claims = _judge(attempt, message, services, now, trace)
+    except Exception as error:
+        # The challenge is gone whatever went wrong, a fault of our own too, so the attempt must leave its line.
+        known = error if isinstance(error, RoomkeyError) else VerificationError("the broker failed while judging")
+        known.decision = decision
+        if not trace.failed:
+            trace.fail(Stage.ROOT_OF_TRUST, known)
+        line("refused", None)
+        raise
+    line("genuine", claims)  # (5)
+    body = {
+        "claims": claims.to_json(),
+        "tee_pubkey": message.tee_pubkey.members,
+        "resource": attempt.challenge["resource"],
+        "activation": None if attempt.tpm is None else {"session": name, "nonce": attempt.challenge["nonce"]},
+        "challenged_at": attempt.challenge["issued_at"],
+        "attested_at": now,
+        "evidence": evidence,
+        "trace": trace.to_json(),
+    }
+    expires_at = now + services.tokens.lifetime_s * 1000
+    services.store.put_attestation(decision, name, body, expires_at)
+    return services.tokens.issue(ear_claims(claims, message), token_id=decision, now=now)
+
+
+def _read(name: str, message: Attestation, services: Services) -> _Attempt | None:
+    """None where there is no such session. Raises ProtocolError."""
+    challenge = services.store.session(name)
+    if challenge is None:
+        return None
+    if message.additional_evidence:
+        raise ProtocolError("additional evidence is not supported", expected='additional_evidence ""')
+    declaration = None if challenge["tpm"] is None else TpmDeclaration.from_json(challenge["tpm"])
+    if declaration is not None and not message.tee_pubkey.is_ec:
+        raise ProtocolError("an RSA tee-pubkey cannot be used with TPM credential activation", expected="kty EC")
+    verifier = verifier_for(Tee(challenge["tee"]))
+    evidence = verifier.decode(message.primary_evidence)
+    init_data = None if message.init_data is None else initdata.digest(message.init_data)
+    enrolled = {
+        instance_id: services.store.by_alias(RecordKind.INSTANCE, instance_id)
+        for instance_id in verifier.needs(evidence).instance_ids
+    }
+    return _Attempt(name, challenge, verifier, evidence, init_data, declaration, enrolled)
+
+
+def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int, trace: Trace) -> Claims:
+    nonce: str = attempt.challenge["nonce"]
+    same = hmac.compare_digest(message.nonce.encode("utf-8"), nonce.encode("ascii"))
+    trace.require(Stage.ROOT_OF_TRUST, "nonce is this session's", same, error=FreshnessError)  # (3)
+    activation = None
+    if attempt.tpm is not None:
+        activation = session.activation_secret(services.custody, attempt.session, nonce)
+    hint = attempt.challenge["resource"]
+    endorsements = Endorsements(
+        roots=services.roots,
+        certificates=services.certificates,
+        enrolled=_public_areas(attempt.enrolled, None if hint is None else ResourcePath.parse(hint).owner),
+        activation=activation,
+        session={} if attempt.tpm is None else attempt.tpm._asdict(),
+    )
+    bound_to = Binding(
+        report_data(attempt.verifier.tee, nonce, message.tee_pubkey.members, message.additional_evidence),
+        attempt.init_data,
+    )
+    at = datetime.fromtimestamp(now / 1000, UTC)
+    return attempt.verifier.verify(attempt.evidence, endorsements, bound_to, at, trace)  # (4)
+
+
+def _public_areas(enrolled: dict[str, list[Record]], owner: str | None) -> dict[str, bytes]:
+    """The enrolled public area under each instance id.
+
+    Two owners can have enrolled one key with different attributes. Then the owner whose key the guest wants decides,
+    else who enrolled it first: nobody can spoil a guest of somebody else by enrolling it later.
+    """
+    chosen: dict[str, bytes] = {}
+    for instance_id, records in enrolled.items():
+        for record in sorted(records, key=lambda record: (record.owner != owner, record.created_at)):
+            public = Instance.from_body(record.body or {}).ak_public
+            if public is not None:
+                chosen.setdefault(instance_id, public)
+    return chosen
+
+
+def _owner(attempt: _Attempt | None, services: Services) -> str:
+    """Whose ledger an attempt goes into: the owner of the wanted key, if there is one of that name, else the one owner
+    who enrolled the guest, else "".
+    """
+    if attempt is None:
+        return ""
+    if attempt.challenge["resource"] is not None:
+        name = ResourcePath.parse(attempt.challenge["resource"]).owner
+        try:
+            return services.store.record(RecordKind.OWNER, "", name).name
+        except NotFound:
+            pass
+    owners = {record.owner for records in attempt.enrolled.values() for record in records}
+    return owners.pop() if len(owners) == 1 else ""

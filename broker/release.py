@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request for a key: from an attested guest to the key, wrapped for that guest alone.
+
+ (1) The guest's attestation: of its session, else of its token. A token is only a pointer; what counts is what the
+     store remembers under its id.
+ (2) The key's owner, the key itself, its release rule, the rule's images and the owner's instances are looked up. What
+     is missing is a failed check like any other.
+ (3) A session that announced one key may fetch only that one.
+ (4) The claims are appraised; the machine's clock must not have gone back.
+ (5) Custody opens the key.
+ (6) The line in the ledger is durable.
+ (7) The key is wrapped to the key that the evidence was bound to, for a TPM known by its EK with the activation secret.
+
+Whoever is denied learns only the id of the line: no such owner, key or rule looks the same as the wrong measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from broker import ledger, session
+from broker.appraisal.appraise import Outcome, appraise, clock_mark, clock_not_behind
+from broker.appraisal.images import Image
+from broker.appraisal.instances import Instance
+from broker.appraisal.rules import ImageRef, Rule, rule_name
+from broker.claims import Claims
+from broker.services import Services
+from broker.store.protocols import KeyState, RecordKind, StoredKey
+from broker.trace import Stage, Trace
+from keys import jwe, jwk
+from keys.errors import FreshnessError, NotFound, ReleaseDenied, Unauthorized, VerificationError
+from keys.messages import ResourcePath
+
+
+class _Wanted(NamedTuple):
+    """What an owner has under a key's path; None or empty for what there is not."""
+
+    owner: str
+    key: StoredKey | None
+    rule: Rule | None
+    images: dict[str, Image]
+    instances: dict[str, tuple[str, ...]]
+
+
+def release(
+    path: ResourcePath, services: Services, *, session_id: str | None, token: str | None, now: int
+) -> dict[str, str]:
+    """The key at `path` as a JWE. `session_id` from the cookie, `token` from the Authorization header; `now` in
+    milliseconds.
+
+    Raises FreshnessError (neither an attested session nor a token), Unauthorized (the token is no good, or what it
+    stands for has expired), ReleaseDenied (its `decision` is all that the guest may see), Unavailable.
+    """
+    attested = _attestation(services, session_id, token, now)  # (1)
+    claims = Claims.from_json(attested["claims"])
+    trace = Trace.from_json(attested["trace"])
+    wanted = _look_up(path, claims, services)  # (2)
+    subject = claims.instance_ids[0]
+    previous = _previous_clock(services, wanted.owner, subject)
+
+    allowed = _check_wanted(path, wanted, attested["resource"], trace)  # (2) (3)
+    outcome = Outcome(allowed=False, image=None, instances=())
+    if wanted.rule is not None:
+        outcome = appraise(claims, wanted.rule, path, images=wanted.images, instances=wanted.instances, trace=trace)
+    steady = clock_not_behind(previous, claims, attested["challenged_at"], trace)  # (4)
+    plaintext = None
+    if allowed and outcome.allowed and steady:
+        plaintext = _open(wanted.key, services, trace)  # (5)
+
+    decision = ledger.new_id(services.random)
+    body = {
+        "key": str(path),
+        "version": None if wanted.key is None else wanted.key.version,
+        "image": outcome.image,
+        "names": list(outcome.instances),
+        "instances": list(claims.instance_ids),
+        "evidence": attested["evidence"],
+        "claims": ledger.claims_summary(claims),
+        "clock": clock_mark(previous, claims, attested["attested_at"]) if steady else previous,
+        "trace": trace.to_json(),
+    }
+    ledger.record(services, id_=decision, owner=wanted.owner, at=now, kind=ledger.RELEASE,
+                  verdict="denied" if plaintext is None else "released", subject=subject, body=body)  # (6)  # fmt: skip
+    if plaintext is None:
+        error = ReleaseDenied("the key is not released to this guest")
+        error.decision = decision
+        raise error
+    recipient = jwk.parse(attested["tee_pubkey"])
+    return jwe.seal(plaintext, recipient, activation=_activation(attested, services))  # (7)
+
+
+def _attestation(services: Services, session_id: str | None, token: str | None, now: int) -> dict[str, Any]:
+    held = services.store.session_attestation(session.store_name(session_id), now)
+    if held is not None:
+        return held[1]
+    if token is None:
+        raise FreshnessError("neither an attested session nor a token")
+    attestation = services.store.attestation(services.tokens.verify(token, now)["jti"], now)
+    if attestation is None:
+        raise Unauthorized("the token stands for no attestation that is still good")
+    return attestation
+
+
+def _look_up(path: ResourcePath, claims: Claims, services: Services) -> _Wanted:
+    store = services.store
+    try:
+        store.record(RecordKind.OWNER, "", path.owner)
+    except NotFound:
+        return _Wanted("", None, None, {}, {})
+    try:
+        key = store.key(path.owner, path.type, path.tag)
+    except NotFound:
+        key = None
+    try:
+        rule = Rule.from_body(store.record(RecordKind.RULE, path.owner, rule_name(path)).body or {})
+    except NotFound:
+        return _Wanted(path.owner, key, None, {}, {})
+    images = {}
+    for reference in rule.images:
+        image = _image(path.owner, reference, services)
+        if image is not None:
+            images[image[0]] = image[1]
+    instances = {
+        record.name: Instance.from_body(record.body or {}).ids
+        for instance_id in claims.instance_ids
+        for record in store.by_alias(RecordKind.INSTANCE, instance_id)
+        # An enrolment counts for the owner who made it and for nobody else.
+        if record.owner == path.owner
+    }
+    return _Wanted(path.owner, key, rule, images, instances)
+
+
+def _image(owner: str, reference: ImageRef, services: Services) -> tuple[str, Image] | None:
+    try:
+        record = services.store.record(RecordKind.IMAGE, owner, reference.name, reference.version)
+    except NotFound:
+        return None
+    return f"{record.name}@{record.version}", Image.from_body(record.body or {})
+
+
+def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, trace: Trace) -> bool:
+    ours = trace.check(
+        Stage.SECRET,
+        "session asks for the key that it announced",
+        announced is None or announced == str(path),
+        expected="the key named when the challenge was asked for",
+        found=path,
+        mend="let the guest attest again for this key",
+    )
+    exists = trace.check(
+        Stage.SECRET,
+        "key exists",
+        wanted.key is not None and wanted.key.state is KeyState.ACTIVE,
+        expected=path,
+        found="no such key" if wanted.key is None else wanted.key.state,
+        mend=f"roomkey key put {path} or roomkey key generate {path}",
+    )
+    ruled = trace.check(
+        Stage.TRUST,
+        "key has a release rule",
+        wanted.rule is not None,
+        expected="a rule; without one nobody gets the key",
+        found="a rule" if wanted.rule is not None else "none",
+        mend=f"roomkey rule set {path} --image NAME --platform tpm --instance NAME",
+    )
+    return ours and exists and ruled
+
+
+def _previous_clock(services: Services, owner: str, subject: str) -> dict[str, Any] | None:
+    """The clock mark in the newest line about this machine. A readmission leaves none."""
+    lines = services.store.entries(owner, kinds=(ledger.RELEASE, ledger.READMIT), subject=subject, limit=1)
+    return lines[0].body["clock"] if lines else None
+
+
+def _open(key: StoredKey | None, services: Services, trace: Trace) -> bytes | None:
+    """The plaintext, or None where the store's bytes are not what custody sealed."""
+    if key is None or key.sealed is None:
+        raise RuntimeError("a key that is not there was allowed")
+    try:
+        plaintext = services.custody.open(key.owner, key.type, key.tag, key.version, key.sealed)
+    except VerificationError as error:
+        trace.fail(Stage.SECRET, error)
+        return None
+    trace.check(Stage.SECRET, "custody opens the key", True, found=f"version {key.version}")
+    return plaintext
+
+
+def _activation(attested: dict[str, Any], services: Services) -> bytes | None:
+    made_for = attested["activation"]
+    if made_for is None:
+        return None
+    return session.activation_secret(services.custody, made_for["session"], made_for["nonce"])

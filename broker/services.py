@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the broker's decisions stand on, gathered once at start-up and handed to each of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography import x509
+
+from broker.store.protocols import Store
+from broker.tokens import TokenSigner
+from keys.custody import Custody
+
+MAX_CHALLENGE_LIFETIME_MS = 300_000  # milliseconds; the protocol's five minutes
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`roots` and `certificates` come from the operator's config: trust anchors for EK certificates, and intermediates
+    that are trusted for nothing by themselves. `audience` is what owners' requests must name.
+
+    `clock` and `random` are read at the edge only; everything further in takes a time and gets its randomness handed.
+    """
+
+    store: Store
+    custody: Custody = field(repr=False)
+    tokens: TokenSigner = field(repr=False)
+    audience: str
+    roots: tuple[x509.Certificate, ...] = ()
+    certificates: tuple[x509.Certificate, ...] = ()
+    challenge_lifetime_ms: int = MAX_CHALLENGE_LIFETIME_MS
+    clock: Callable[[], int] = now_ms
+    random: Callable[[int], bytes] = field(default=os.urandom, repr=False)
