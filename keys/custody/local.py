@@ -24,6 +24,7 @@ from keys.errors import ConfigError, ProtocolError, Unavailable, VerificationErr
 
 KEK_BYTES = 32
 KEK_FILE_MODE = 0o400
+MAX_FILE_BYTES = 128
 MAGIC = b"RK1"
 ID_BYTES = 8
 NONCE_BYTES = 12
@@ -110,25 +111,11 @@ def _read_kek(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(f"the KEK file {path} cannot be read", found=str(error.strerror)) from None
-    with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigError(f"the KEK file {path} is not a regular file")
-        if info.st_uid != os.geteuid():
-            raise ConfigError(
-                f"the KEK file {path} belongs to another user",
-                expected=f"uid {os.geteuid()}",
-                found=f"uid {info.st_uid}",
-                mend=f"chown it to the broker's user: chown {os.geteuid()} {path}",
-            )
-        if stat.S_IMODE(info.st_mode) != KEK_FILE_MODE:
-            raise ConfigError(
-                f"the KEK file {path} has the wrong mode",
-                expected=f"{KEK_FILE_MODE:04o}",
-                found=f"{stat.S_IMODE(info.st_mode):04o}",
-                mend=f"chmod {KEK_FILE_MODE:04o} {path}",
-            )
-        line = file.read(128)
+    try:
+        _require_private(path, os.fstat(descriptor))
+        line = os.read(descriptor, MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
     try:
         # latin-1 maps every byte to a character, so whatever is no base64 is refused by one rule.
         kek = b64.from_std(line.removesuffix(b"\n").decode("latin-1"), name="the KEK", max_bytes=KEK_BYTES)
@@ -137,3 +124,23 @@ def _read_kek(path: Path) -> bytes:
     if len(kek) != KEK_BYTES:
         raise ConfigError(f"the KEK file {path} holds no KEK", expected="one line: base64 of 32 random bytes")
     return kek
+
+
+def _require_private(path: Path, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise ConfigError(f"the KEK file {path} is not a regular file")
+    if info.st_uid != os.geteuid():
+        raise ConfigError(
+            f"the KEK file {path} belongs to another user",
+            expected=f"uid {os.geteuid()}",
+            found=f"uid {info.st_uid}",
+            mend=f"chown {os.geteuid()} {path}",
+        )
+    mode = stat.S_IMODE(info.st_mode)
+    if mode != KEK_FILE_MODE:
+        raise ConfigError(
+            f"the KEK file {path} has the wrong mode",
+            expected=f"{KEK_FILE_MODE:04o}",
+            found=f"{mode:04o}",
+            mend=f"chmod {KEK_FILE_MODE:04o} {path}",
+        )
