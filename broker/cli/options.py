@@ -98,3 +98,10 @@ def read_text(path: Path) -> str:
         return read_input(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
+
+
+def confirm_by_typing(word: str, *, act: str) -> None:
+    """Let the user type `word` before `act`, which cannot be undone. Raises click.Abort."""
+    if click.prompt(f"Type {word} to {act}", err=True, default="", show_default=False) != word:
+        click.echo("Not the same. Nothing was done.", err=True)
+        raise click.Abort

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`roomkey doctor`: is this broker set up as it should be? It looks and says; it mends nothing itself."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from broker.cli.operator import load_config
+from broker.cli.options import config_file, json_flag
+from broker.config import Config
+from broker.store import open_store
+from broker.store.protocols import RecordKind
+from broker.terminal import fields, next_step, print_json, printable, verdict
+from broker.tokens import load_signing_key
+from broker.verifiers.x509 import load_certificate
+from keys.custody.local import LocalCustody
+from keys.errors import ConfigError, RoomkeyError
+
+EXPIRES_SOON = timedelta(days=30)
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+
+class Finding(NamedTuple):
+    """One line of the table. `mend` is empty where nothing is to be done."""
+
+    check: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+Check = Callable[[Config, datetime], Iterator[Finding]]
+
+
+@click.command()
+@config_file
+@json_flag
+@click.pass_context
+def doctor(ctx: click.Context, config_path: Path, as_json: bool) -> None:
+    """Check a broker's set-up: config, keys, certificates, store, owners. Ends with status 1 if anything fails.
+
+    \b
+    Example:
+      roomkey doctor --config broker.toml
+    """
+    findings = list(_examine(config_path, datetime.now(UTC)))
+    failed = [finding for finding in findings if finding.state == FAIL]
+    if as_json:
+        print_json({"ok": not failed, "checks": [finding._asdict() for finding in findings]})
+    else:
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            click.echo(
+                f"{verdict(finding.state, width=4)}  {finding.check.ljust(width)}  {printable(finding.found)}"
+            )
+            fields([("to mend it", finding.mend)], indent=width + 8)
+        next_step("" if not failed else f"\n{len(failed)} to be mended before this broker can serve.")
+    ctx.exit(1 if failed else 0)
+
+
+def _examine(path: Path, now: datetime) -> Iterator[Finding]:
+    try:
+        config = load_config(path)
+    except RoomkeyError as error:
+        yield _failed("config", error)
+        return
+    yield Finding("config", OK, str(path))
+    for name, check in CHECKS.items():
+        try:
+            yield from check(config, now)
+        except RoomkeyError as error:
+            yield _failed(name, error)
+
+
+def _failed(name: str, error: RoomkeyError) -> Finding:
+    return Finding(name, FAIL, str(error), error.mend or "")
+
+
+def _switches(config: Config, _: datetime) -> Iterator[Finding]:
+    if config.unsafe:
+        yield Finding("switches", WARN, ", ".join(config.unsafe), "remove it: it is for development on loopback")
+    else:
+        yield Finding("switches", OK, "no unsafe_ switch is on")
+
+
+def _kek(config: Config, _: datetime) -> Iterator[Finding]:
+    LocalCustody.from_files(config.custody.kek_file, config.custody.old_kek_files)
+    yield Finding("KEK", OK, str(config.custody.kek_file))
+    if old := config.custody.old_kek_files:
+        yield Finding("old KEKs", WARN, f"{len(old)} listed", "after `roomkey kek rotate`, empty old_kek_files")
+
+
+def _token_keys(config: Config, _: datetime) -> Iterator[Finding]:
+    for file in (config.token.key_file, *config.token.old_key_files):
+        load_signing_key(_private_file(file))
+        yield Finding("token key", OK, str(file))
+
+
+def _tls(config: Config, now: datetime) -> Iterator[Finding]:
+    certificate_file, key_file = config.listen.tls_certificate_file, config.listen.tls_key_file
+    if certificate_file is None or key_file is None:
+        yield Finding("TLS", WARN, "plain HTTP on loopback", "set tls_certificate_file and tls_key_file in [listen]")
+        return
+    try:
+        certificate = x509.load_pem_x509_certificates(_read(certificate_file))[0]
+        key = load_pem_private_key(_private_file(key_file), password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("the TLS certificate or its key is not readable PEM", found=str(error)) from None
+    if key.public_key() != certificate.public_key():
+        raise ConfigError("the TLS key is not the certificate's", found=str(key_file), mend="set the pair in [listen]")
+    yield _validity(certificate, now)
+    yield Finding("TLS names", OK, ", ".join(_names(certificate)))
+    ca_key = certificate_file.with_name("ca.key")
+    if ca_key.exists():
+        yield Finding("CA key", WARN, f"{ca_key} is on this machine", "move it away: the broker never needs it")
+
+
+def _validity(certificate: x509.Certificate, now: datetime) -> Finding:
+    until = certificate.not_valid_after_utc
+    words = f"valid until {until:%Y-%m-%d}"
+    mend = "issue the next certificate with your CA"
+    if not certificate.not_valid_before_utc <= now <= until:
+        return Finding("TLS certificate", FAIL, f"not valid now: {words}", mend)
+    return Finding("TLS certificate", WARN, words, mend) if until - now < EXPIRES_SOON else Finding(
+        "TLS certificate", OK, words
+    )  # fmt: skip
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise ConfigError("the TLS certificate names no host", mend="issue one with subjectAltName") from None
+    return [str(name.value) for name in names]
+
+
+def _store(config: Config, _: datetime) -> Iterator[Finding]:
+    path = Path(config.store.url.partition(":")[2])
+    if not path.exists():
+        raise ConfigError("there is no store", found=str(path), mend="start the broker once, or set store.url")
+    store = open_store(config.store.url)
+    try:
+        store.ready()
+        yield Finding("store", OK, str(path))
+        owners = store.records(RecordKind.OWNER, "")
+    finally:
+        store.close()
+    if owners:
+        yield Finding("owners", OK, f"{len(owners)}")
+    else:
+        yield Finding("owners", WARN, "none: nobody can put a key here", "roomkey owner add OWNER --key FILE")
+
+
+def _tpm_roots(config: Config, _: datetime) -> Iterator[Finding]:
+    for file in (*config.tpm.ek_root_files, *config.tpm.ek_intermediate_files):
+        _certificates(file)
+    if roots := config.tpm.ek_root_files:
+        yield Finding("TPM roots", OK, f"{len(roots)} trusted")
+    else:
+        yield Finding(
+            "TPM roots", WARN, "none: only TPMs that an owner enrolled are trusted", "list ek_root_files in [tpm]"
+        )
+
+
+def _certificates(file: Path) -> list[x509.Certificate]:
+    data = _read(file)
+    try:
+        return x509.load_pem_x509_certificates(data) if b"-----BEGIN" in data else [load_certificate(data)]
+    except ValueError:
+        raise ConfigError("not a certificate", found=str(file)) from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read", found=str(error.strerror)) from None
+
+
+def _private_file(file: Path) -> bytes:
+    data = _read(file)
+    if mode := stat.S_IMODE(file.stat().st_mode) & 0o077:
+        raise ConfigError(
+            f"{file} is open to others", expected="mode 0400", found=f"{mode:04o} too many", mend=f"chmod 400 {file}"
+        )
+    return data
+
+
+CHECKS: dict[str, Check] = {
+    "switches": _switches,
+    "KEK": _kek,
+    "token key": _token_keys,
+    "TLS": _tls,
+    "store": _store,
+    "TPM roots": _tpm_roots,
+}
