@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,3 +242,12 @@ def test_kek_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_kek_length_is_what_init_makes() -> None:
     """A KEK has 32 bytes: AES-256 and the strength of its derivations."""
     assert KEK_BYTES == 32
+
+
+def test_sealed_form_is_the_documented_one() -> None:
+    """What the header of the module writes down opens a sealed key with a library's HKDF: the form on disk is fixed."""
+    sealed = LocalCustody(KEK).seal(*PLACE, SECRET)
+    place = b"\0\0\0\4acme\0\0\0\4disk\0\0\0\5web-1" + (3).to_bytes(8, "big")
+    key = HKDFExpand(hashes.SHA256(), 32, b"roomkey seal v1\0" + place).derive(KEK)
+    assert sealed[3:11] == HKDFExpand(hashes.SHA256(), 8, b"roomkey kek id v1\0").derive(KEK)
+    assert AESGCM(key).decrypt(sealed[11:23], sealed[23:], place) == SECRET
