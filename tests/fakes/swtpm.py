@@ -73,7 +73,7 @@ class SoftwareTpm:
                 "swtpm", "socket", "--tpm2",
                 "--tpmstate", f"dir={self.state}",
                 "--server", f"type=unixio,path={self._socket}",
-                "--flags", "not-need-init,startup-clear",
+                "--flags", "not-need-init",
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -82,8 +82,8 @@ class SoftwareTpm:
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                with self.open():
-                    return
+                with self.open() as tpm:
+                    return tpm.startup()
             except AttesterError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     self.stop()
@@ -118,13 +118,7 @@ class SoftwareTpm:
             with tpm.primary(tpm2.RH_ENDORSEMENT, profile.template) as ek:
                 certificate = ca.certify(public_key(ek.public)).public_bytes(Encoding.DER)
                 if persistent is not None:
-                    tpm.run(
-                        "TPM2_EvictControl",
-                        0x120,
-                        handles=(tpm2.RH_PLATFORM, ek.handle),
-                        sessions=(tpm2.RS_PW,),
-                        parameters=u32(persistent),
-                    )
+                    persist(tpm, ek.handle, persistent)
             nv_write(tpm, profile.certificate_index, certificate + FILL)
             if chain:
                 nv_write(tpm, CHAIN_FIRST, ca.intermediate.public_bytes(Encoding.DER) + FILL)
@@ -140,6 +134,11 @@ class SoftwareTpm:
             for event in events:
                 tpm.pcr_extend(event.pcr, {HASH_IDS[bank]: event.digest(bank) for bank in BANKS})
         log.write_bytes(event_log(events))
+
+
+def persist(tpm: tpm2.Tpm, key: int, handle: int) -> None:
+    """Keep the loaded `key` under the persistent `handle`."""
+    tpm.run("TPM2_EvictControl", 0x120, handles=(tpm2.RH_OWNER, key), sessions=(tpm2.RS_PW,), parameters=u32(handle))
 
 
 def nv_write(tpm: tpm2.Tpm, index: int, data: bytes) -> None:
