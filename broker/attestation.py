@@ -162,7 +162,7 @@ def _public_areas(enrolled: dict[str, list[Record]], owner: str | None) -> dict[
     chosen: dict[str, bytes] = {}
     for instance_id, records in enrolled.items():
         for record in sorted(records, key=lambda record: (record.owner != owner, record.created_at)):
-            public = Instance.from_body(record.body or {}).ak_public
+            public = Instance.from_body(record.body or {}).enrolled
             if public is not None:
                 chosen.setdefault(instance_id, public)
     return chosen

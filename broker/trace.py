@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -112,7 +112,17 @@ class Trace:
         return [check for check in self.checks if check.verdict is Verdict.FAILED]
 
     def to_json(self) -> list[dict[str, str]]:
-        return [{key: str(value) for key, value in asdict(check).items()} for check in self.checks]
+        return [
+            {
+                "stage": check.stage.value,
+                "name": check.name,
+                "verdict": check.verdict.value,
+                "expected": check.expected,
+                "found": check.found,
+                "mend": check.mend,
+            }
+            for check in self.checks
+        ]
 
     @classmethod
     def from_json(cls, items: list[dict[str, Any]]) -> Trace:

@@ -9,7 +9,7 @@ Every check is made and recorded, also after one has failed, so that an owner se
      registers is taken apart: each register with its values and, where both logs are known, the first other event
  (4) the machine's clock has not gone back since the last time (`clock_not_behind`)
 
-Registers that the image does not name are listed as not required.
+Registers that the image does not name are listed in one line as not required.
 """
 
 from __future__ import annotations
@@ -156,9 +156,8 @@ def _check_images(
             )
     for register, allowed in image.registers.items():
         _check_register(claims, register, allowed, nearest, path, trace)
-    for register, value in claims.measurements.items():
-        if register not in image.registers:
-            trace.not_required(Stage.MEASUREMENT, f"{_title(register)}, not in image {nearest}", found=value)
+    others = sorted(claims.measurements.keys() - image.registers.keys(), key=register_index)
+    trace.not_required(Stage.MEASUREMENT, f"registers that image {nearest} does not name", found=" ".join(others))
     return None if differing[nearest] else nearest
 
 

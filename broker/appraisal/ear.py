@@ -9,7 +9,6 @@ takes the token elsewhere can read an approval out of it. The guest's key stands
 from __future__ import annotations
 
 import hashlib
-from importlib import metadata
 from typing import Any
 
 from broker.appraisal.appraise import TRUSTED_BY_VENDOR
@@ -20,7 +19,7 @@ from keys.messages import Attestation
 from keys.tee import Tee
 
 PROFILE = "tag:github.com,2024:confidential-containers/Trustee"
-DEVELOPER = "roomkey"
+VERIFIER_ID = {"developer": "roomkey", "build": "roomkey 0.1.0"}
 
 # AR4SI trustworthiness claims (draft-ietf-rats-ar4si, section 2.3)
 TRUSTWORTHY_INSTANCE = 2
@@ -76,7 +75,7 @@ def ear_claims(claims: Claims, message: Attestation) -> dict[str, Any]:
     return {
         "eat_profile": PROFILE,
         "eat_nonce": message.nonce,
-        "ear.verifier-id": {"developer": DEVELOPER, "build": f"roomkey {metadata.version('roomkey')}"},
+        "ear.verifier-id": dict(VERIFIER_ID),
         "cnf": {"jwk": key},
         "submods": {
             "cpu0": {

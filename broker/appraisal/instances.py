@@ -34,25 +34,26 @@ _KEYS = frozenset(("ak_public", "ek_public", "ek_certificate"))
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """`ids`: every id under which this machine can turn up. `ak_public`: TPMT_PUBLIC of its attestation key, or None
-    where the machine is known by its endorsement key alone.
+    """`ids`: every id under which this machine can turn up. `enrolled`: the TPMT_PUBLIC of its attestation key, and
+    after it that of the endorsement key where the owner gave it, under which the other may have been made; None where
+    the machine is known by its endorsement key alone.
     """
 
     ids: tuple[str, ...]
-    ak_public: bytes | None = field(default=None, repr=False)
+    enrolled: bytes | None = field(default=None, repr=False)
     description: str = ""
 
     def to_body(self) -> dict[str, Any]:
-        public = None if self.ak_public is None else b64.std(self.ak_public)
-        return {"ids": list(self.ids), "ak_public": public, "description": self.description}
+        enrolled = None if self.enrolled is None else b64.std(self.enrolled)
+        return {"ids": list(self.ids), "enrolled": enrolled, "description": self.description}
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Instance:
         """What `to_body` wrote; only the store's bodies come here."""
-        public = body["ak_public"]
+        enrolled = body["enrolled"]
         return cls(
             tuple(body["ids"]),
-            None if public is None else b64.from_std(public, name="ak_public", max_bytes=MAX_PUBLIC_BYTES),
+            None if enrolled is None else b64.from_std(enrolled, name="enrolled", max_bytes=2 * MAX_PUBLIC_BYTES),
             body["description"],
         )
 
@@ -74,8 +75,13 @@ def parse_instance(value: object) -> Instance:
         )
     description = strictjson.string(posted.get("description", ""), name="description", max_chars=MAX_DESCRIPTION_CHARS)
     try:
-        ek = _endorsement_key(posted)
-        ak = _attestation_key(posted)
+        ek_public = _public(posted, "ek_public")
+        if ek_public is not None:
+            check_ek(ek_public)
+        ek = _endorsement_key(ek_public, posted)
+        ak = _public(posted, "ak_public")
+        if ak is not None:
+            check_ak(ak, Trace())
     except VerificationError as error:
         raise ProtocolError(
             f"the instance cannot be enrolled: {error.message}",
@@ -86,15 +92,19 @@ def parse_instance(value: object) -> Instance:
     ids: tuple[str, ...] = () if ek is None else (f"tpm-ek:{_digest(ek)}",)
     if ak is not None:
         ids += (f"tpm-ak:{ak.name.hex()}", f"tpm-spki:{_digest(ak.spki)}")
-    return Instance(ids, None if ak is None else ak.raw, description)
+    parent = b"" if ek_public is None else ek_public.raw
+    return Instance(ids, None if ak is None else ak.raw + parent, description)
 
 
-def _endorsement_key(posted: Mapping[str, object]) -> bytes | None:
+def _public(posted: Mapping[str, object], name: str) -> Public | None:
+    if name not in posted:
+        return None
+    return parse_public(b64.from_std(posted[name], name=name, max_bytes=MAX_PUBLIC_BYTES))
+
+
+def _endorsement_key(public: Public | None, posted: Mapping[str, object]) -> bytes | None:
     """Its SubjectPublicKeyInfo."""
-    found: set[bytes] = set()
-    if "ek_public" in posted:
-        public = b64.from_std(posted["ek_public"], name="ek_public", max_bytes=MAX_PUBLIC_BYTES)
-        found.add(check_ek(parse_public(public)).spki)
+    found = set() if public is None else {public.spki}
     if "ek_certificate" in posted:
         der = b64.from_std(posted["ek_certificate"], name="ek_certificate", max_bytes=MAX_CERTIFICATE_BYTES)
         key = load_certificate(der).public_key()
@@ -102,14 +112,6 @@ def _endorsement_key(posted: Mapping[str, object]) -> bytes | None:
     if len(found) > 1:
         raise ProtocolError("ek_public is not the key in ek_certificate")
     return found.pop() if found else None
-
-
-def _attestation_key(posted: Mapping[str, object]) -> Public | None:
-    if "ak_public" not in posted:
-        return None
-    ak = parse_public(b64.from_std(posted["ak_public"], name="ak_public", max_bytes=MAX_PUBLIC_BYTES))
-    check_ak(ak, Trace())
-    return ak
 
 
 def _digest(data: bytes) -> str:
