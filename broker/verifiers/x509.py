@@ -18,6 +18,7 @@ The candidates are trusted for nothing; a root among them is only a candidate. R
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -38,6 +39,9 @@ MIN_RSA_BITS = 2048
 MIN_EC_BITS = 256
 
 Value = TypeVar("Value", bound=x509.ExtensionType)
+
+# Google's TPM certificates have names longer than X.520 allows; the library reads them and warns, once a certificate.
+warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
 
 _STRONG = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _UNDERSTOOD = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE}
