@@ -21,6 +21,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.exceptions import SSLError as Urllib3SSLError
 
 from broker.owner_identity import Identity, endpoint
+from broker.owners import TOKEN_TYPE
 from keys import b64, strictjson
 from keys.errors import (
     ConfigError,
@@ -35,7 +36,6 @@ from keys.errors import (
 )
 
 TOKEN_LIFETIME_S = 60
-TOKEN_TYPE = "roomkey-owner+jwt"  # noqa: S105  the name of a type
 JTI_BYTES = 16
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0

@@ -7,7 +7,6 @@ certificate (PEM), copied in when the identity is made so that later changes els
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import stat
@@ -22,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from broker.owners import parse_key
 from keys import b64, strictjson
 from keys.errors import ConfigError, Conflict, ProtocolError
 from keys.messages import ResourcePath
@@ -49,7 +49,7 @@ class Identity:
 
     @property
     def kid(self) -> str:
-        return thumbprint(self.jwk)
+        return parse_key(self.jwk).kid
 
 
 def public_jwk(key: OwnerKey) -> dict[str, str]:
@@ -59,11 +59,6 @@ def public_jwk(key: OwnerKey) -> dict[str, str]:
     numbers = key.public_key().public_numbers()
     x, y = (b64.url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
     return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
-
-
-def thumbprint(jwk: dict[str, str]) -> str:
-    """RFC 7638: base64url of the SHA-256 of the required members, which are all that `public_jwk` writes."""
-    return b64.url(hashlib.sha256(strictjson.canonical(jwk)).digest())
 
 
 def endpoint(broker: str) -> tuple[str, str, int]:

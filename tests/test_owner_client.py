@@ -151,12 +151,6 @@ def test_a_request_is_signed_for_this_method_path_and_body_alone(
     }
 
 
-def test_the_thumbprint_is_that_of_the_rfc() -> None:
-    """RFC 8037 appendix A.3: the thumbprint of its Ed25519 example."""
-    jwk = {"crv": "Ed25519", "kty": "OKP", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
-    assert owner_identity.thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
-
-
 @pytest.mark.parametrize("algorithm", owner_identity.ALGORITHMS)
 def test_an_identity_survives_its_files(tmp_path: Path, ca_pem: bytes, algorithm: str) -> None:
     """What `create` wrote, `load` reads; the key is readable by its owner alone and never in the repr."""

@@ -58,9 +58,7 @@ def doctor(ctx: click.Context, config_path: Path, as_json: bool) -> None:
     else:
         width = max(len(finding.check) for finding in findings)
         for finding in findings:
-            click.echo(
-                f"{verdict(finding.state, width=4)}  {finding.check.ljust(width)}  {printable(finding.found)}"
-            )
+            click.echo(f"{verdict(finding.state, width=4)}  {finding.check.ljust(width)}  {printable(finding.found)}")
             fields([("to mend it", finding.mend)], indent=width + 8)
         next_step("" if not failed else f"\n{len(failed)} to be mended before this broker can serve.")
     ctx.exit(1 if failed else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,9 +14,10 @@ from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, table, when
 from keys import b64
 from keys.errors import ConfigError
+from keys.jwe import MAX_PLAINTEXT_BYTES
 from keys.messages import ResourcePath
 
-MAX_KEY_BYTES = 64 * 1024
+MAX_RANDOM_BYTES = 1024  # of a key that the broker makes
 
 
 @click.group()
@@ -44,7 +46,7 @@ def put(client: Caller, path: ResourcePath, file: Path | None, why: str) -> None
     """
     if file is None and sys.stdin.isatty():
         raise ConfigError("no key given", mend="use --from-file FILE, or pipe it in; a key is no argument")
-    data = read_input(file or Path("-"), max_bytes=MAX_KEY_BYTES)
+    data = read_input(file or Path("-"), max_bytes=MAX_PLAINTEXT_BYTES)
     if not data:
         raise ConfigError("the key is empty")
     if data.endswith(b"\n"):
@@ -54,7 +56,7 @@ def put(client: Caller, path: ResourcePath, file: Path | None, why: str) -> None
 
 @key.command()
 @key_path
-@click.option("--bytes", "size", type=click.IntRange(16, MAX_KEY_BYTES), default=32, show_default=True)
+@click.option("--bytes", "size", type=click.IntRange(16, MAX_RANDOM_BYTES), default=32, show_default=True)
 @why
 @as_owner
 def generate(client: Caller, path: ResourcePath, size: int, why: str) -> None:
@@ -142,3 +144,12 @@ def destroy(client: Caller, path: ResourcePath, yes: bool, why: str) -> None:
         confirm_by_typing(str(path), act="destroy it for ever")
     erased = client.call("DELETE", _path(path), {"why": why})
     click.echo(f"{path} destroyed: {erased['erased']} versions erased")
+
+
+def _path(path: ResourcePath, *more: str) -> str:
+    return path_of("keys", *path, *more)
+
+
+def _report(stored: dict[str, Any], path: ResourcePath) -> None:
+    click.echo(f"{path} version {stored['version']} stored")
+    next_step(f"Who may have it: roomkey rule show {path}")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`roomkey decision`: what the broker decided, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+
+from broker.cli.options import as_owner, json_flag
+from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
+from broker.owner_client import Caller, path_of
+from broker.terminal import fields, next_step, print_json, table, trace, verdict, when
+
+_SHOWN_APART = ("trace", "key")  # members of a decision's body that have a place of their own
+
+
+@click.group()
+def decision() -> None:
+    """Decisions: every attempt to attest or to get a key, and every change, with all checks.
+
+    A guest that was refused shows a decision id, like d-mfrggzdfmztwq2lknnwg. Nothing else: the reasons are here.
+
+    \b
+    Example:
+      roomkey decision show d-mfrggzdfmztwq2lknnwg
+    """
+
+
+@decision.command("list")
+@click.option("--kind", type=click.Choice([ATTEST, RELEASE, READMIT, CHANGE]), help="Only these.")
+@click.option("--subject", help="Only about this instance id or thing.")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many.")
+@click.option("--before", type=click.IntRange(1), help="Go on from here: the `next` of an earlier answer.")
+@json_flag
+@as_owner
+def list_(client: Caller, kind: str | None, subject: str | None, limit: int, before: int | None, as_json: bool) -> None:
+    """List decisions, the newest first.
+
+    \b
+    Example:
+      roomkey decision list --kind release
+    """
+    query = {"kind": kind, "subject": subject, "before": before, "limit": limit}
+    page = client.call(
+        "GET", path_of("decisions") + "?" + urlencode({name: value for name, value in query.items() if value})
+    )
+    if as_json:
+        print_json(page)
+        return
+    table(
+        ("id", "at", "kind", "verdict", "key", "subject"),
+        [(d["id"], when(d["at"]), d["kind"], d["verdict"], d["key"] or "", d["subject"]) for d in page["decisions"]],
+        empty="No decisions.",
+    )
+    if page["next"] is not None:
+        next_step(f"More: --before {page['next']}")
+
+
+@decision.command()
+@click.argument("id_", metavar="ID")
+@json_flag
+@as_owner
+def show(client: Caller, id_: str, as_json: bool) -> None:
+    """Show one decision: every check in order, and at the end what failed and what mends it.
+
+    \b
+    Example:
+      roomkey decision show d-mfrggzdfmztwq2lknnwg
+    """
+    shown = client.call("GET", path_of("decisions", id_))
+    if as_json:
+        print_json(shown)
+        return
+    body: dict[str, Any] = shown["body"]
+    click.echo(f"{shown['kind']}  {verdict(shown['verdict'])}")
+    fields(
+        [
+            ("decision", shown["id"]),
+            ("at", when(shown["at"])),
+            ("key", shown["key"]),
+            ("subject", shown["subject"]),
+            *((name, _words(value)) for name, value in body.items() if name not in _SHOWN_APART),
+        ],
+        indent=2,
+    )
+    trace(body.get("trace", []))
+
+
+def _words(value: Any) -> str:
+    """A member of a decision's body on one line."""
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`roomkey image`: what a good guest has booted, in its owner's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.appraisal.enrol import enrol_image
+from broker.claims import Claims
+from broker.cli.evidence import EvidenceFile, read_evidence
+from broker.cli.options import as_owner, confirmed, json_flag, read_text, why
+from broker.owner_client import Caller, path_of
+from broker.terminal import next_step, print_json, printable, table, trace, when
+from broker.verifiers.offline import judge
+from keys.errors import VerificationError
+from keys.tee import Tee
+
+PCRS = range(24)
+ALWAYS = (0, 2, 4, 7)  # firmware, option ROMs, boot applications, Secure Boot
+IF_EXTENDED = (8, 9, 14)  # GRUB's command line and files, shim's MOK lists
+WITH_UKI = (11, 12, 13)  # systemd-stub's; a 12 that stays zero keeps added command lines out
+
+PROOF = """\
+Checked here: the quote in the file is signed by the attestation key in the file (Name {name}),
+              and covers these values.
+Not checked:  that this key lives in a TPM, that the TPM is in your machine, and that the machine was in
+              good order when it made the file. That is yours to know: the file must come from a
+              machine that you trust now, by a way on which nobody could replace it."""
+
+
+class PcrList(click.ParamType[tuple[int, ...]]):
+    """Numbers of PCRs, separated by commas."""
+
+    name = "pcrs"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        numbers = str(value).split(",")
+        if not all(number.isascii() and number.isdecimal() and len(number) < 3 for number in numbers):
+            self.fail(f"{value!r} is no list of PCRs, like 0,2,4,7", param, ctx)
+        return tuple(int(number) for number in numbers)
+
+
+@click.group()
+def image() -> None:
+    """Images: named, versioned sets of the measurements that a good guest shows.
+
+    \b
+    Example:
+      roomkey image enrol debian-12 --from guest.json
+    """
+
+
+@image.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@why
+@as_owner
+def put(client: Caller, name: str, file: Path, why: str) -> None:
+    """Store the image in FILE (TOML, - for standard input) as the next version of NAME.
+
+    A rule that names the image without a version means the newest: guests of older versions are then denied.
+
+    \b
+    Example:
+      roomkey image put debian-12 debian-12.toml --why "kernel 6.1.0-31"
+    """
+    _put(client, name, read_text(file), why)
+
+
+@image.command()
+@click.argument("name")
+@click.option(
+    "--from",
+    "file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="EVIDENCE.json",
+    help="What `roomkey-agent evidence` wrote in the guest, - for standard input.",
+)
+@click.option(
+    "--pcrs",
+    type=PcrList(),
+    default=None,
+    metavar="N,N,...",
+    help="Which PCRs the image names. [default: 0,2,4,7, and 8 to 14 as far as this boot uses them]",
+)
+@click.option("--draft", is_flag=True, help="Print the draft and stop.")
+@confirmed
+@why
+@as_owner
+def enrol(
+    client: Caller, name: str, file: Path, pcrs: tuple[int, ...] | None, draft: bool, yes: bool, why: str
+) -> None:  # fmt: skip
+    """Make an image of what one guest has booted, and store it as the next version of NAME once you say yes.
+
+    \b
+    Example:
+      roomkey image enrol debian-12 --from guest.json --why "kernel 6.1.0-31"
+    """
+    evidence = read_evidence(file)
+    claims = _claims(evidence)
+    chosen = default_pcrs(claims.measurements) if pcrs is None else pcrs
+    text = enrol_image(claims, chosen, description=f"enrolled from {file.name}")
+    for line in text.splitlines():
+        click.echo(printable(line))
+    if draft:
+        return
+    next_step("\n" + PROOF.format(name=evidence.ak_name))
+    if not yes:
+        click.confirm(f"\nStore it as the next version of {name}?", abort=True, err=True)
+    _put(client, name, text, why)
+
+
+@image.command("list")
+@json_flag
+@as_owner
+def list_(client: Caller, as_json: bool) -> None:
+    """List your images, the newest version of each.
+
+    \b
+    Example:
+      roomkey image list
+    """
+    images = client.call("GET", path_of("images"))["images"]
+    if as_json:
+        print_json(images)
+        return
+    table(
+        ("image", "version", "platform", "created", "description"),
+        [(i["name"], i["version"], i["platform"], when(i["created_at"]), i["description"]) for i in images],
+        empty="No images yet, so nothing is released. Make one: roomkey image enrol NAME --from EVIDENCE.json",
+    )
+
+
+@image.command()
+@click.argument("name", metavar="NAME[@VERSION]")
+@json_flag
+@as_owner
+def show(client: Caller, name: str, as_json: bool) -> None:
+    """Show an image as its owner wrote it, the newest version or the one that you name.
+
+    \b
+    Example:
+      roomkey image show debian-12@3 > debian-12.toml
+    """
+    bare, _, version = name.partition("@")
+    path = path_of("images", bare)
+    if version and not (version.isascii() and version.isdecimal()):
+        raise click.BadParameter(f"{version!r} is no version", param_hint="NAME[@VERSION]")
+    shown = client.call("GET", f"{path}?version={version}" if version else path)
+    if as_json:
+        print_json(shown)
+        return
+    next_step(f"{bare}@{shown['version']}, {when(shown['created_at'])}, by {shown['created_by']}")
+    for line in shown["toml"].splitlines():
+        click.echo(printable(line))
+
+
+def default_pcrs(measurements: Mapping[str, str]) -> list[int]:
+    """The PCRs that say what booted, for the way in which this guest booted: with GRUB, with a UKI, with both."""
+
+    def extended(index: int) -> bool:
+        return set(measurements.get(f"sha256:{index}", "0")) != {"0"}
+
+    return sorted({
+        *ALWAYS,
+        *(index for index in IF_EXTENDED if extended(index)),
+        *(WITH_UKI if extended(WITH_UKI[0]) else ()),
+    })  # fmt: skip
+
+
+def _claims(evidence: EvidenceFile) -> Claims:
+    """What the quote proves under the attestation key that the file names. Raises VerificationError."""
+    judgement = judge(Tee.TPM, evidence.raw, [], [], datetime.now(UTC), {"ak_name": evidence.ak_name})
+    if judgement.claims is None:
+        trace(judgement.trace.to_json())
+        raise VerificationError("the evidence in the file is not genuine", mend="make a new file in the guest")
+    return judgement.claims
+
+
+def _put(client: Caller, name: str, text: str, why: str) -> None:
+    stored = client.call("PUT", path_of("images", name), {"toml": text, "why": why})
+    click.echo(f"image {name}@{stored['version']} stored")
+    next_step(f"Release a key to it: roomkey rule set OWNER/TYPE/TAG --image {name} --instance INSTANCE")

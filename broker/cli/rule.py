@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`roomkey rule`: for each key, who may have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.appraisal.rules import ANY, parse_rule
+from broker.cli.options import as_owner, json_flag, key_path, read_text, why
+from broker.owner_client import Caller, path_of
+from broker.terminal import fields, next_step, print_json, table, when
+from keys.messages import ResourcePath
+from keys.tee import Tee
+
+LISTS = ("images", "platforms", "instances")
+
+
+@click.group()
+def rule() -> None:
+    """Release rules: a key goes to the images, platforms and instances that its rule names, and to nobody else.
+
+    \b
+    Example:
+      roomkey rule set acme/disk/web-root --image debian-12 --instance web-1
+    """
+
+
+@rule.command("set")
+@key_path
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME[@VERSION]",
+    help="An image that may have the key; without a version the newest one only. [repeatable]",
+)
+@click.option(
+    "--instance",
+    "instances",
+    multiple=True,
+    metavar="NAME",
+    help="An enrolled instance, or `any`: every guest whose hardware's maker the broker trusts. [repeatable]",
+)
+@click.option("--platform", "platforms", multiple=True, metavar="TEE", help="A platform. [repeatable; default: tpm]")
+@click.option("--file", type=click.Path(path_type=Path), help="The whole rule as TOML, instead of the options above.")
+@why
+@as_owner
+def set_(
+    client: Caller, path: ResourcePath, images: tuple[str, ...], instances: tuple[str, ...],
+    platforms: tuple[str, ...], file: Path | None, why: str,
+) -> None:  # fmt: skip
+    """Set the rule of a key; it replaces the one before.
+
+    \b
+    Examples:
+      roomkey rule set acme/disk/web-root --image debian-12 --instance web-1 --instance web-2
+      roomkey rule set acme/disk/web-root --file rule.toml
+    """
+    if file is not None:
+        if images or instances or platforms:
+            raise click.UsageError("--file holds the whole rule: leave the other options out.")
+        body = parse_rule(read_text(file)).to_body()
+    elif images and instances:
+        body = {"images": [*images], "platforms": [*platforms] or [str(Tee.TPM)], "instances": [*instances]}
+    else:
+        raise click.UsageError("A rule names at least one --image and one --instance: what it leaves out is denied.")
+    stored = client.call("PUT", _path(path), body | {"why": why})
+    click.echo(f"rule of {path}, version {stored['version']}")
+    _print(stored)
+    if ANY in stored["instances"]:
+        next_step("Note: `any` means every machine in the world that boots one of these images on trusted hardware.")
+
+
+@rule.command()
+@key_path
+@json_flag
+@as_owner
+def show(client: Caller, path: ResourcePath, as_json: bool) -> None:
+    """Show the rule of a key.
+
+    \b
+    Example:
+      roomkey rule show acme/disk/web-root
+    """
+    shown = client.call("GET", _path(path))
+    if as_json:
+        print_json(shown)
+        return
+    fields([("rule of", shown["path"]), ("version", shown["version"]), ("set", when(shown["created_at"]))])
+    _print(shown)
+
+
+@rule.command("list")
+@json_flag
+@as_owner
+def list_(client: Caller, as_json: bool) -> None:
+    """List the rules of all your keys.
+
+    \b
+    Example:
+      roomkey rule list
+    """
+    rules = client.call("GET", path_of("rules"))["rules"]
+    if as_json:
+        print_json(rules)
+        return
+    table(
+        ("key", *LISTS, "version", "set"),
+        [(r["path"], *(", ".join(r[name]) for name in LISTS), r["version"], when(r["created_at"])) for r in rules],
+        empty="No rules yet, so nothing is released. Set one: roomkey rule set OWNER/TYPE/TAG --image IMAGE ...",
+    )
+
+
+@rule.command()
+@key_path
+@why
+@as_owner
+def delete(client: Caller, path: ResourcePath, why: str) -> None:
+    """Delete the rule of a key: nobody gets the key any more.
+
+    \b
+    Example:
+      roomkey rule delete acme/disk/web-root --why "web-1 was stolen"
+    """
+    client.call("DELETE", _path(path), {"why": why})
+    click.echo(f"rule of {path} deleted: nobody gets the key now")
+
+
+def _path(path: ResourcePath) -> str:
+    return path_of("rules", *path)
+
+
+def _print(rule: dict[str, Any]) -> None:
+    fields([(name, ", ".join(rule[name])) for name in LISTS], indent=2)
