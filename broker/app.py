@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker put together: services out of a config, an application out of services."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from flask import Flask, Response, request
+from werkzeug.exceptions import MethodNotAllowed
+
+from broker import owners
+from broker.config import Config, Limits
+from broker.http import errors
+from broker.http.call import Call
+from broker.http.edge import Edge
+from broker.http.routes import ROUTES, Access, Route
+from broker.services import Services
+from broker.store import open_store
+from broker.tokens import TokenSigner, load_signing_key
+from keys import strictjson
+from keys.custody.local import LocalCustody
+from keys.errors import ConfigError, ProtocolError
+
+MAX_FILE_BYTES = 256 * 1024  # of a key or certificate file
+
+
+def create_app(services: Services, limits: Limits | None = None) -> Flask:
+    """The application: the table of routes in front of `services`."""
+    edge = Edge(services, limits or Limits())
+    app = Flask("roomkey", static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = edge.limits.body_bytes
+    app.url_map.merge_slashes = False  # no redirects: a signed path is the path
+    for route in ROUTES:
+        app.add_url_rule(
+            route.rule,
+            route.name,
+            _view(route, edge),
+            methods=[route.method],
+            strict_slashes=True,
+            provide_automatic_options=False,
+        )
+    errors.install(app)
+    return app
+
+
+def build_services(config: Config) -> Services:
+    """What `config` describes, opened. To be called in the process that uses it. Raises ConfigError, Unavailable."""
+    custody = LocalCustody.from_files(config.custody.kek_file, config.custody.old_kek_files)
+    tokens = TokenSigner(
+        [_signing_key(path) for path in (config.token.key_file, *config.token.old_key_files)],
+        issuer=config.issuer,
+        audience=config.broker.audience,
+        lifetime_s=config.token.lifetime_s,
+    )
+    return Services(
+        store=open_store(config.store.url),
+        custody=custody,
+        tokens=tokens,
+        audience=config.broker.audience,
+        roots=_certificates(config.tpm.ek_root_files),
+        certificates=_certificates(config.tpm.ek_intermediate_files),
+        challenge_lifetime_ms=config.challenge.lifetime_s * 1000,
+    )
+
+
+def _view(route: Route, edge: Edge) -> Callable[..., Response]:
+    handle = _owner_view(route, edge) if route.access is Access.OWNER else _open_view(route, edge)
+
+    def view(**params: str) -> Response:
+        if request.method != route.method:  # Werkzeug adds HEAD to GET, and a HEAD must not release a key
+            raise MethodNotAllowed([route.method])
+        response = handle(params)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    return view
+
+
+def _open_view(route: Route, edge: Edge) -> Callable[[dict[str, str]], Response]:
+    return lambda params: route.handler(edge, **params)
+
+
+def _owner_view(route: Route, edge: Edge) -> Callable[[dict[str, str]], Response]:
+    services = edge.services
+
+    def handle(params: dict[str, str]) -> Response:
+        body = edge.body()
+        now = services.clock()
+        who = owners.authenticate(
+            request.headers.get("Authorization"),
+            method=request.method,
+            path=_signed_path(),
+            body=body,
+            store=services.store,
+            audience=services.audience,
+            now=now,
+        )
+        answer = route.handler(Call(services, who, now, params), _decode(route, body))
+        return Response(msgspec.json.encode(answer), route.status, mimetype="application/json")
+
+    return handle
+
+
+def _signed_path() -> str:
+    """Path and query as the owner must have signed them: what is signed is what is routed."""
+    path, query = quote(request.path, safe="/"), request.query_string.decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def _decode(route: Route, body: bytes) -> msgspec.Struct | None:
+    """The request's struct, or None where the route takes none. Raises ProtocolError."""
+    if route.request is None:
+        if body or request.args:
+            raise ProtocolError("this request takes neither body nor query")
+        return None
+    value: Any
+    if route.method == "GET":
+        value = request.args.to_dict()
+        if body or len(value) != len(list(request.args.items(multi=True))):
+            raise ProtocolError("this request takes a query with every name once, and no body")
+    elif request.args:
+        raise ProtocolError("this request takes no query")
+    else:
+        value = strictjson.loads(body, name="the request", max_bytes=len(body)) if body else {}
+    try:
+        return msgspec.convert(value, route.request, strict=route.method != "GET")
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"the request is not what this call takes: {error}") from None
+
+
+def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    return load_signing_key(_read(path, private=True))
+
+
+def _certificates(paths: tuple[Path, ...]) -> tuple[x509.Certificate, ...]:
+    found: list[x509.Certificate] = []
+    for path in paths:
+        data = _read(path)
+        try:
+            found += x509.load_pem_x509_certificates(data) if b"-----BEGIN" in data else [
+                x509.load_der_x509_certificate(data)
+            ]  # fmt: skip
+        except ValueError:
+            raise ConfigError(f"{path} holds no certificate", expected="PEM or DER") from None
+    return tuple(found)
+
+
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", found=str(error.strerror)) from None
+    if private and mode & 0o077:
+        raise ConfigError(
+            f"{path} can be read by others", expected="mode 0400 or 0600", found=f"{mode:04o}", mend=f"chmod 400 {path}"
+        )
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is too long", expected=f"at most {MAX_FILE_BYTES} bytes")
+    return data

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What owners send and get under `/v1`. Unknown members are refused; times are milliseconds since the Unix epoch.
+
+`why` in a request is the reason for a change, in the owner's words, for the record.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from keys.jwe import MAX_PLAINTEXT_BYTES
+
+MAX_WHY_CHARS = 500
+MAX_PAGE = 200  # decisions in one answer
+
+Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+KeySize = Annotated[int, Meta(ge=16, le=1024)]
+
+
+class Change(Struct, forbid_unknown_fields=True, kw_only=True):
+    why: Annotated[str, Meta(max_length=MAX_WHY_CHARS)] = ""
+
+
+class PutKey(Change, kw_only=True):
+    """`key`: 1 to 65536 bytes."""
+
+    key: Annotated[Base64, Meta(min_length=4, max_length=(MAX_PLAINTEXT_BYTES + 2) // 3 * 4)]
+
+
+class GenerateKey(Change, kw_only=True):
+    """`bytes`: how many random bytes."""
+
+    size: KeySize = field(default=32, name="bytes")
+
+
+class PutImage(Change, kw_only=True):
+    """`toml`: the image as `docs/images.md` describes it."""
+
+    toml: str
+
+
+class PutRule(Change, kw_only=True):
+    """Who gets the key: every list must name something. `instances` may be exactly `["any"]`."""
+
+    images: list[str]
+    platforms: list[str]
+    instances: list[str]
+
+
+class PutInstance(Change, kw_only=True):
+    """At least one of the keys: TPMT_PUBLIC of the attestation key, TPMT_PUBLIC of the endorsement key, its DER
+    certificate.
+    """
+
+    ak_public: Base64 | None = None
+    ek_public: Base64 | None = None
+    ek_certificate: Base64 | None = None
+    description: str = ""
+
+
+class DecisionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`kind`: attest, release, readmit or change. `before`: a `next` of an earlier answer."""
+
+    kind: str | None = None
+    subject: str | None = None
+    before: Annotated[int, Meta(ge=1)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
+
+
+class VersionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
+    version: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Whoami(Struct):
+    """`kid`: the RFC 7638 thumbprint of the key that signed this request."""
+
+    owner: str
+    kid: str
+
+
+class KeyVersion(Struct):
+    """`state`: active, retired or destroyed."""
+
+    version: int
+    state: str
+    created_at: int
+    created_by: str
+
+
+class KeySummary(Struct):
+    """The newest version of the key at `path`."""
+
+    path: str
+    version: int
+    state: str
+    created_at: int
+    created_by: str
+
+
+class Keys(Struct):
+    keys: list[KeySummary]
+
+
+class Key(Struct):
+    """Every version, the oldest first. A key's bytes are never shown."""
+
+    path: str
+    versions: list[KeyVersion]
+
+
+class Destroyed(Struct):
+    """`erased`: how many versions had bytes that are gone now."""
+
+    path: str
+    erased: int
+
+
+class ImageSummary(Struct):
+    name: str
+    version: int
+    platform: str
+    description: str
+    created_at: int
+    created_by: str
+
+
+class Images(Struct):
+    images: list[ImageSummary]
+
+
+class Image(ImageSummary):
+    """`toml`: the text as its owner wrote it."""
+
+    toml: str
+
+
+class Rule(Struct):
+    """`path`: the key that it is for."""
+
+    path: str
+    version: int
+    images: list[str]
+    platforms: list[str]
+    instances: list[str]
+    created_at: int
+    created_by: str
+
+
+class Rules(Struct):
+    rules: list[Rule]
+
+
+class Instance(Struct):
+    """`ids`: every name under which this machine can turn up in a decision."""
+
+    name: str
+    version: int
+    description: str
+    ids: list[str]
+    created_at: int
+    created_by: str
+
+
+class Instances(Struct):
+    instances: list[Instance]
+
+
+class Deleted(Struct):
+    """`name`: what is not there any more."""
+
+    name: str
+
+
+class Readmitted(Struct):
+    """`ids`: the machine's ids, whose clocks may have gone back since."""
+
+    name: str
+    ids: list[str]
+
+
+class DecisionSummary(Struct):
+    """`subject`: the instance id, or what was changed. `key`: the path of the key that was asked for."""
+
+    id: str
+    sequence: int
+    at: int
+    kind: str
+    verdict: str
+    subject: str
+    key: str | None
+
+
+class Decisions(Struct):
+    """The newest first. `next`: pass it as `before` to go on; null at the end."""
+
+    decisions: list[DecisionSummary]
+    next: int | None
+
+
+class Decision(DecisionSummary):
+    """`body`: what the decision stands on; a guest's has the whole trace in `body.trace`. `hash` chains the ledger."""
+
+    body: dict[str, Any]
+    hash: str
+
+
+class ErrorBody(Struct):
+    """`expected` and `found` are empty where there is nothing to compare, `mend` where nothing would help."""
+
+    code: str
+    message: str
+    expected: str
+    found: str
+    mend: str
+
+
+class Error(Struct):
+    error: ErrorBody
+
+
+class Ready(Struct):
+    status: str
