@@ -38,7 +38,8 @@ def rewrap_all(store: KeyStore, custody: Custody, progress: Callable[[Progress],
     while page := store.sealed_keys(after, PAGE_KEYS):
         rewrapped = changed = 0
         for key in page:
-            if key.sealed is not None and custody.needs_rewrap(key.sealed):
+            assert key.sealed is not None  # `sealed_keys` gives no others
+            if custody.needs_rewrap(key.sealed):
                 sealed = rewrap(custody, key.owner, key.type, key.tag, key.version, key.sealed)
                 try:
                     store.replace_sealed(key, sealed)
