@@ -116,8 +116,8 @@ class Connection(http.client.HTTPConnection):
         what = f"the broker at {self._target.url}"
         try:
             self.request(method, self._target.base + path, body=body, headers=headers)
-            response = self.getresponse()
-            content = response.read()
+            with self.getresponse() as response:
+                content = response.read()
         except ssl.SSLCertVerificationError as error:
             raise ProtocolError(
                 f"{what} does not show a certificate of the pinned CA",
@@ -130,6 +130,8 @@ class Connection(http.client.HTTPConnection):
             raise ProtocolError(f"{what} does not speak TLS 1.3", found=_reason(error)) from None
         except (http.client.HTTPException, ValueError):  # ValueError: a header that no HTTP has
             raise ProtocolError(f"{what} does not answer in HTTP") from None
+        except TimeoutError:
+            raise Unavailable(f"{what} did not answer in time", mend="see how busy it and the network are") from None
         except OSError as error:
             raise Unavailable(
                 f"{what} cannot be reached", found=_reason(error), mend="see that it runs and that the network is up"
@@ -154,12 +156,14 @@ class _BoundedSocket:
         return io.BufferedReader(_BoundedReader(self._sock, self._deadline))
 
     def close(self) -> None:
+        """May come before the last answer is read: the socket stays open until its readers are closed, too."""
         self._sock.close()
 
 
 class _BoundedReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
+        self._stream = sock.makefile("rb", buffering=0)
         self._deadline = deadline
         self._left = MAX_ANSWER_BYTES
 
@@ -167,12 +171,16 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader hands over a memoryview
-        if self._left <= 0:
+        if self._left == 0:
             raise ProtocolError("the broker's answer is too long", expected=f"at most {MAX_ANSWER_BYTES} bytes")
         self._sock.settimeout(self._deadline.left("the broker's answer"))
-        size = self._sock.recv_into(buffer)
+        size = self._stream.readinto(buffer[: self._left]) or 0
         self._left -= size
         return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _addresses(target: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:

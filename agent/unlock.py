@@ -23,10 +23,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\Z")
 
 # cryptsetup(8), return codes
 REASONS = {
-    1: ("cryptsetup does not take these arguments", "see that cryptsetup is 2.4 or later"),
+    1: ("no LUKS2 volume, or a cryptsetup that is too old", "see that the path is right and cryptsetup 2.4 or later"),
     2: ("the key does not open this volume", "see that the key's path belongs to this volume"),
     3: ("cryptsetup has not enough memory", "give the guest more memory, or use a PBKDF2 key slot"),
-    4: ("the volume is not there or is no LUKS2 volume", "see that the device's path is right"),
+    4: ("the volume is not there", "see that the device's path is right"),
     5: ("the volume is open already or busy", "close it first, or give another --name"),
 }
 

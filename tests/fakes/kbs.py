@@ -24,7 +24,7 @@ from keys.tee import Tee
 
 ERRORS = "https://github.com/confidential-containers/kbs/errors/"
 
-Script = bytes | Callable[[socket.socket], None]  # raw bytes to send, or what to do with the connection
+Script = bytes | Callable[[socket.socket], object]  # raw bytes to send, or what to do with the connection
 
 
 class Received(NamedTuple):

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening real LUKS2 files with cryptsetup, and what it is given: the key on standard input and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent import unlock
+from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
+from keys.errors import ConfigError, VolumeError
+
+needs_cryptsetup = pytest.mark.skipif(
+    shutil.which("cryptsetup", path=unlock.ENVIRONMENT["PATH"]) is None, reason="cryptsetup is not installed"
+)
+KEY = b"32 bytes\nwith\0 what a text lacks"
+
+FAKE = """#!/bin/sh
+printf '%s\\n' "$@" > {directory}/argv
+env > {directory}/env
+cat > {directory}/stdin
+echo "  some words  of
+ cryptsetup" >&2
+exit {status}
+"""
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LUKS2 volume in a file, with a cheap key slot."""
+    path = tmp_path_factory.mktemp("volume") / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(20 << 20)
+    subprocess.run(
+        [
+            "cryptsetup", "luksFormat", "--type", "luks2", "--batch-mode", "--key-file", "-",
+            "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", str(path),
+        ],
+        input=KEY,
+        check=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that holds a `cryptsetup` which writes down what it is given; its exit status is in `status`."""
+    monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", f"{tmp_path}:{unlock.ENVIRONMENT['PATH']}")
+    _install(tmp_path, 0)
+    return tmp_path
+
+
+def _install(directory: Path, status: int) -> None:
+    script = directory / "cryptsetup"
+    script.write_text(FAKE.format(directory=directory, status=status))
+    script.chmod(0o755)
+
+
+@needs_cryptsetup
+def test_the_right_key_opens_a_real_volume(volume: Path) -> None:
+    """A binary key with newlines and NULs is taken whole, and wiped afterwards."""
+    key = bytearray(KEY)
+    assert open_volume(str(volume), "root", key, device_mapper=False) == Outcome(opened=False, name="root")
+    assert key == bytearray(len(KEY))
+
+
+@needs_cryptsetup
+@pytest.mark.parametrize("wrong", [b"another key", KEY[:-1], KEY + b"\n", KEY.partition(b"\n")[0]])
+def test_the_wrong_key_does_not(volume: Path, wrong: bytes) -> None:
+    """Any other key is a VolumeError, and is wiped, too."""
+    key = bytearray(wrong)
+    with pytest.raises(VolumeError, match="does not open"):
+        open_volume(str(volume), "root", key, device_mapper=False)
+    assert key == bytearray(len(wrong))
+
+
+@needs_cryptsetup
+def test_what_is_no_volume_is_named(tmp_path: Path) -> None:
+    """A missing device and a file without LUKS2 header are told from a wrong key."""
+    (tmp_path / "empty").write_bytes(bytes(4096))
+    for name, words in (("none", "not there"), ("empty", "no LUKS2 volume")):
+        with pytest.raises(VolumeError, match=words):
+            open_volume(str(tmp_path / name), "root", bytearray(KEY), device_mapper=False)
+
+
+@needs_cryptsetup
+def test_a_device_that_looks_like_an_option_is_a_device(tmp_path: Path) -> None:
+    """No device name is read as an option of cryptsetup."""
+    with pytest.raises(VolumeError, match="not there"):
+        open_volume("--test-passphrase", "root", bytearray(KEY), device_mapper=False)
+
+
+@pytest.mark.parametrize(
+    ("device_mapper", "tail"), [(True, ["--", "/dev/vda2", "root"]), (False, ["--test-passphrase", "--", "/dev/vda2"])]
+)
+def test_cryptsetup_gets_the_key_on_standard_input_only(fake: Path, device_mapper: bool, tail: list[str]) -> None:
+    """The key is in no argument and in no variable, and the environment is the small fixed one."""
+    os.environ["ROOMKEY_TEST_SECRET"] = "must not be passed on"
+    try:
+        outcome = open_volume("/dev/vda2", "root", bytearray(KEY), device_mapper=device_mapper)
+    finally:
+        del os.environ["ROOMKEY_TEST_SECRET"]
+    assert outcome == Outcome(device_mapper, "root")
+    assert (fake / "stdin").read_bytes() == KEY
+    assert (fake / "argv").read_text().splitlines() == [
+        "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens", *tail,
+    ]  # fmt: skip
+    names = {line.partition("=")[0] for line in (fake / "env").read_text().splitlines()}
+    assert names <= {"PATH", "LC_ALL", "PWD", "SHLVL", "_"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(1, "no LUKS2 volume"), (2, "does not open"), (3, "memory"), (4, "not there"), (5, "busy"), (77, "failed")],
+)
+def test_each_failure_of_cryptsetup_has_its_words(fake: Path, status: int, words: str) -> None:
+    """Every exit status is a VolumeError with its cause, what cryptsetup said on one line, and what mends it."""
+    _install(fake, status)
+    with pytest.raises(VolumeError, match=words) as caught:
+        open_volume("/dev/vda2", "root", bytearray(KEY), device_mapper=True)
+    assert caught.value.found == f"status {status}: some words of cryptsetup"
+    assert caught.value.mend
+
+
+def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: Path) -> None:
+    """A child that ends before the key is written does not kill the agent with a broken pipe."""
+    script = fake / "cryptsetup"
+    script.write_text("#!/bin/sh\nexec <&-\nexit 4\n")
+    with pytest.raises(VolumeError, match="not there"):
+        open_volume("/dev/vda2", "root", bytearray(1 << 16), device_mapper=True)
+
+
+def test_a_cryptsetup_that_hangs_is_ended(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that never ends is killed after its time."""
+    monkeypatch.setattr(unlock, "CRYPTSETUP_SECONDS", 0.05)
+    (fake / "cryptsetup").write_text("#!/bin/sh\nexec sleep 60\n")
+    key = bytearray(KEY)
+    with pytest.raises(VolumeError, match="did not end"):
+        open_volume("/dev/vda2", "root", key, device_mapper=True)
+    assert not any(key)
+
+
+@pytest.mark.parametrize("device", ["/dev/vda2", "/dev/\0"])
+def test_a_missing_cryptsetup_is_named(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cryptsetup, or with arguments that no program can get, there is a VolumeError."""
+    monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", str(tmp_path))
+    with pytest.raises(VolumeError, match="cannot be run"):
+        open_volume(device, "root", bytearray(KEY), device_mapper=True)
+
+
+@pytest.mark.parametrize("name", ["root", "roomkey-root.v2", "0", "a" * 127])
+def test_a_volume_has_a_plain_name(name: str) -> None:
+    """Letters, digits, dot, dash and underscore make a name."""
+    assert volume_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-x", ".", "..", "a/b", "a b", "a\n", "a" * 128, "\u00e4"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    """No name leaves /dev/mapper or looks like an option."""
+    with pytest.raises(ConfigError, match="not a name"):
+        volume_name(name)
+
+
+def test_device_mapper_is_found_where_it_is(tmp_path: Path) -> None:
+    """The kernel's list of drivers or the control node show it; neither means there is none."""
+    misc, control, missing = tmp_path / "misc", tmp_path / "control", str(tmp_path / "missing")
+    misc.write_text("236 device-mapper\n")
+    assert has_device_mapper(str(misc), missing)
+    misc.write_text("200 tun\n")
+    assert not has_device_mapper(str(misc), missing)
+    assert not has_device_mapper(missing, missing)
+    control.touch()
+    assert has_device_mapper(str(misc), str(control))
+    assert has_device_mapper(missing, str(control))
+
+
+def test_a_process_with_a_key_is_never_dumped() -> None:
+    """After `forbid_core_dumps` the core limit is 0 and the kernel counts the process as not dumpable."""
+    code = (
+        "import ctypes, resource\n"
+        "from agent.secrecy import forbid_core_dumps\n"
+        "forbid_core_dumps()\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(0, 0) 0"
