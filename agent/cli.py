@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from agent.attesters.registry import Attester
 
-REPORT_DATA_BYTES = 48  # of a report data made up for an evidence file
-MAX_REPORT_DATA_BYTES = 64
+REPORT_DATA_BYTES = 48  # SHA-384, as in `keys.binding`
 INTERRUPTED = 130
 
 
@@ -121,8 +120,8 @@ def _hex(text: str) -> bytes:
         data = bytes.fromhex(text)
     except ValueError:
         data = b""
-    if not REPORT_DATA_BYTES <= len(data) <= MAX_REPORT_DATA_BYTES:
-        raise ConfigError("--report-data must be hex", expected=f"{REPORT_DATA_BYTES} to {MAX_REPORT_DATA_BYTES} bytes")
+    if len(data) != REPORT_DATA_BYTES:
+        raise ConfigError("--report-data must be hex", expected=f"{REPORT_DATA_BYTES} bytes")
     return data
 
 
