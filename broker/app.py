@@ -20,7 +20,7 @@ from broker import owners
 from broker.config import Config, Limits
 from broker.http import errors
 from broker.http.call import Call
-from broker.http.edge import Edge
+from broker.http.edge import JSON, Edge
 from broker.http.routes import ROUTES, Access, Route
 from broker.services import Services
 from broker.store import open_store
@@ -104,7 +104,7 @@ def _owner_view(route: Route, edge: Edge) -> Callable[[dict[str, str]], Response
             now=now,
         )
         answer = route.handler(Call(services, who, now, params), _decode(route, body))
-        return Response(msgspec.json.encode(answer), route.status, mimetype="application/json")
+        return Response(msgspec.json.encode(answer), route.status, mimetype=JSON)
 
     return handle
 

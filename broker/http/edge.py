@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from flask import Response, request
@@ -11,6 +10,9 @@ from flask import Response, request
 from broker.config import Limits
 from broker.services import Services
 from keys.errors import Unavailable
+from keys.strictjson import compact
+
+JSON = "application/json"
 
 
 class RateLimited(Unavailable):
@@ -31,4 +33,4 @@ class Edge:
 
 
 def json_response(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value, separators=(",", ":")), status, mimetype="application/json")
+    return Response(compact(value), status, mimetype=JSON)

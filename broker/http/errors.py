@@ -27,8 +27,9 @@ from types import TracebackType
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from broker.http.edge import json_response
+from broker.http.edge import JSON
 from keys.errors import FreshnessError, ProtocolError, ReleaseDenied, RoomkeyError, Unauthorized, Unavailable
+from keys.strictjson import compact
 
 KBS_PREFIX = "/kbs/"
 KBS_ERRORS = "https://github.com/confidential-containers/kbs/errors/"
@@ -39,9 +40,16 @@ _ATTESTATION_CALLS = {
     "/kbs/v0/auth": "Attestation error",
     "/kbs/v0/attest": "Attestation error: RCAR handshake Attest failed",
 }
-_HTTP_CODES = {404: "not-found", 405: "method", 408: "timeout", 413: "too-large"}
+_HTTP_CODES = {404: "not-found", 405: "method", 408: "timeout", 413: "too-large", 503: "unavailable"}
 
 _log = logging.getLogger("roomkey.http")
+
+
+def early(path: str, status: int, words: str) -> bytes:
+    """The body of an error that is answered before the application sees the request."""
+    if path.startswith(KBS_PREFIX):
+        return _kbs_body(_kind(path), words)
+    return _owner_body(_HTTP_CODES[status], words)
 
 
 def install(app: Flask) -> None:
@@ -65,7 +73,7 @@ def _roomkey(error: RoomkeyError) -> Response:
 def _guest(error: RoomkeyError) -> Response:
     decision = "" if error.decision is None else f" (decision {error.decision})"
     if isinstance(error, Unavailable):
-        return _kbs(error.http_status, _kind(), "the broker cannot answer now, try again later")
+        return _kbs(error.http_status, _kind(request.path), "the broker cannot answer now, try again later")
     if request.path in _ATTESTATION_CALLS:
         if isinstance(error, ProtocolError) and error.decision is None:
             return _kbs(401, "AttestationError", f"Attestation error: {_malformed(error)}")
@@ -90,7 +98,7 @@ def _http(error: HTTPException) -> Response:
             return _kbs(401, "PluginInternalError", "Plugin internal error")
         if status in (404, 405):
             return _kbs(404, "PluginNotFound", "no such call")
-        return _kbs(status, _kind(), error.name)
+        return _kbs(status, _kind(request.path), error.name)
     response = _owner(status, _HTTP_CODES.get(status, "http"), error.name)
     if status == 405 and isinstance(allowed := getattr(error, "valid_methods", None), list | set | tuple):
         response.headers["Allow"] = ", ".join(sorted(set(allowed) - {"HEAD"}))
@@ -102,7 +110,7 @@ def _unexpected(error: Exception) -> Response:
     # Types and places only: the text of a foreign exception may quote what it choked on.
     _log.error("unexpected %s %s: %s at %s", incident, request.path, type(error).__name__, _places(error.__traceback__))
     if _is_guest():
-        return _kbs(500, _kind(), f"the broker failed (incident {incident})")
+        return _kbs(500, _kind(request.path), f"the broker failed (incident {incident})")
     return _owner(500, "internal", f"the broker failed (incident {incident})", mend="ask the operator for its log")
 
 
@@ -110,8 +118,8 @@ def _is_guest() -> bool:
     return request.path.startswith(KBS_PREFIX)
 
 
-def _kind() -> str:
-    return "AttestationError" if request.path in _ATTESTATION_CALLS else "PluginInternalError"
+def _kind(path: str) -> str:
+    return "AttestationError" if path in _ATTESTATION_CALLS else "PluginInternalError"
 
 
 def _malformed(error: ProtocolError) -> str:
@@ -120,14 +128,24 @@ def _malformed(error: ProtocolError) -> str:
 
 
 def _kbs(status: int, kind: str, detail: str) -> Response:
-    return json_response({"type": KBS_ERRORS + kind, "detail": detail}, status)
+    return Response(_kbs_body(kind, detail), status, mimetype=JSON)
+
+
+def _kbs_body(kind: str, detail: str) -> bytes:
+    return compact({"type": KBS_ERRORS + kind, "detail": detail})
 
 
 def _owner(
     status: int, code: str, message: str, expected: str | None = None, found: str | None = None, mend: str | None = None
 ) -> Response:
+    return Response(_owner_body(code, message, expected, found, mend), status, mimetype=JSON)
+
+
+def _owner_body(
+    code: str, message: str, expected: str | None = None, found: str | None = None, mend: str | None = None
+) -> bytes:
     words = {"code": code, "message": message, "expected": expected or "", "found": found or "", "mend": mend or ""}
-    return json_response({"error": words}, status)
+    return compact({"error": words})
 
 
 def _places(traceback: TracebackType | None) -> str:

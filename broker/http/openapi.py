@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from typing import Any
 
 import msgspec
 
 from broker.http import kbs_types, types
+from broker.http.edge import JSON
 from broker.http.routes import ROUTES, Access, Route
 
-JSON = "application/json"
+API_VERSION = "1.0"  # of the calls described, not of the program
 SCHEMES: dict[str, dict[str, str]] = {
     "session": {
         "type": "apiKey",
@@ -57,6 +58,7 @@ _ERRORS_OF_OWNERS = {
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
 
+@cache
 def document() -> dict[str, Any]:
     """The whole document, as JSON values."""
     used = {kind for route in ROUTES for kind in (route.request, route.response) if kind is not None}
@@ -69,7 +71,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Roomkey",
-            "version": _version(),
+            "version": API_VERSION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": "Keys for guests that prove what they booted. Guests: KBS attestation protocol 0.4.0 under "
             "/kbs/v0. Owners: /v1.",
@@ -118,10 +120,3 @@ def _responses(route: Route) -> dict[str, Any]:
 
 def _content(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {JSON: {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
-
-
-def _version() -> str:
-    try:
-        return version("roomkey")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`roomkey serve`: granian with TLS 1.3, a few worker processes, and each of them a few threads."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.server import Server
+
+from broker.app import build_services, create_app
+from broker.config import Config, load
+from broker.http.bridge import Bridge
+from broker.logs import log_config
+from keys.errors import ConfigError
+
+HEADER_MS = 10_000  # to send a request's head in
+HEADER_BYTES = 64 * 1024  # of a request's head; a token has up to 16 KiB
+CONNECTIONS = 4096  # of one worker
+STOP_SECONDS = 10  # for what is under way when the server is told to stop
+
+PKCS8 = b"-----BEGIN PRIVATE KEY-----"
+
+
+def serve(config_path: Path) -> None:
+    """Run the broker until it is told to stop (SIGTERM, SIGINT). Raises ConfigError, Unavailable before it listens."""
+    config = load(config_path, os.environ)
+    _try_out(config)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by the workers: no key in a core file
+    listen = config.listen
+    server = Server(
+        "broker.serve",
+        address=listen.host,
+        port=listen.port,
+        interface=Interfaces.RSGI,
+        workers=listen.workers,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS, max_buffer_size=HEADER_BYTES),
+        websockets=False,
+        backpressure=CONNECTIONS,
+        log_dictconfig=log_config(),
+        ssl_cert=listen.tls_certificate_file,
+        ssl_key=listen.tls_key_file,
+        ssl_protocol_min=SSLProtocols.tls13,
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_SECONDS,
+    )
+    loader: Callable[..., Any] = partial(worker, config)
+    server.serve(target_loader=loader, wrap_loader=False)
+
+
+def worker(config: Config) -> Bridge:
+    """The application of one worker process, with its own store."""
+    services = build_services(config)
+    return Bridge(
+        create_app(services, config.limits).wsgi_app,
+        threads=config.listen.threads,
+        body_bytes=config.limits.body_bytes,
+        on_stop=services.store.close,
+    )
+
+
+def _try_out(config: Config) -> None:
+    """Find what is wrong with the settings now, once, and in words. Nothing stays open: workers open their own."""
+    services = build_services(config)
+    try:
+        services.store.ready()
+    finally:
+        services.store.close()
+    if config.listen.tls_key_file is not None:
+        _check_tls_key(config.listen.tls_key_file)
+
+
+def _check_tls_key(path: Path) -> None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", found=str(error.strerror)) from None
+    if PKCS8 not in data:
+        raise ConfigError(
+            f"{path} is not an unencrypted PKCS #8 key",
+            expected=PKCS8.decode("ascii"),
+            mend=f"openssl pkcs8 -topk8 -nocrypt -in {path} -out NEW",
+        )
