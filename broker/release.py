@@ -58,14 +58,14 @@ def release(
     subject = claims.instance_ids[0]
     previous = _previous_clock(services, wanted.owner, subject)
 
-    allowed = _check_wanted(path, wanted, attested["resource"], trace)  # (2) (3)
+    key = _check_wanted(path, wanted, attested["resource"], trace)  # (2) (3)
     outcome = Outcome(allowed=False, image=None, instances=())
     if wanted.rule is not None:
         outcome = appraise(claims, wanted.rule, path, images=wanted.images, instances=wanted.instances, trace=trace)
     steady = clock_not_behind(previous, claims, attested["challenged_at"], trace)  # (4)
     plaintext = None
-    if allowed and outcome.allowed and steady:
-        plaintext = _open(wanted.key, services, trace)  # (5)
+    if key is not None and outcome.allowed and steady:
+        plaintext = _open(key, services, trace)  # (5)
 
     decision = ledger.new_id(services.random)
     body = {
@@ -138,7 +138,8 @@ def _image(owner: str, reference: ImageRef, services: Services) -> tuple[str, Im
     return f"{record.name}@{record.version}", Image.from_body(record.body or {})
 
 
-def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, trace: Trace) -> bool:
+def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, trace: Trace) -> StoredKey | None:
+    """The key, if this session may ask for it and it has a rule."""
     ours = trace.check(
         Stage.SECRET,
         "session asks for the key that it announced",
@@ -163,7 +164,7 @@ def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, tr
         found="a rule" if wanted.rule is not None else "none",
         mend=f"roomkey rule set {path} --image NAME --platform tpm --instance NAME",
     )
-    return ours and exists and ruled
+    return wanted.key if ours and exists and ruled else None
 
 
 def _previous_clock(services: Services, owner: str, subject: str) -> dict[str, Any] | None:
@@ -172,12 +173,11 @@ def _previous_clock(services: Services, owner: str, subject: str) -> dict[str, A
     return lines[0].body["clock"] if lines else None
 
 
-def _open(key: StoredKey | None, services: Services, trace: Trace) -> bytes | None:
+def _open(key: StoredKey, services: Services, trace: Trace) -> bytes | None:
     """The plaintext, or None where the store's bytes are not what custody sealed."""
-    if key is None or key.sealed is None:
-        raise RuntimeError("a key that is not there was allowed")
     try:
-        plaintext = services.custody.open(key.owner, key.type, key.tag, key.version, key.sealed)
+        # An active key without its bytes is a damaged store like any other: custody opens no empty bytes.
+        plaintext = services.custody.open(key.owner, key.type, key.tag, key.version, key.sealed or b"")
     except VerificationError as error:
         trace.fail(Stage.SECRET, error)
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -50,6 +51,12 @@ class House:
             certificates=(self.ca.intermediate,),
             clock=lambda: self.now,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
 
     # --- owners ---
 
