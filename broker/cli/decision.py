@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +13,8 @@ from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, trace, verdict, when
 
-_SHOWN_APART = ("trace", "key")  # members of a decision's body that have a place of their own
+# What of a line's body is shown beside the trace; all of it is in --json.
+_BODY = ("version", "image", "names", "instances", "tee", "evidence", "who", "why")
 
 
 @click.group()
@@ -82,7 +82,7 @@ def show(client: Caller, id_: str, as_json: bool) -> None:
             ("at", when(shown["at"])),
             ("key", shown["key"]),
             ("subject", shown["subject"]),
-            *((name, _words(value)) for name, value in body.items() if name not in _SHOWN_APART),
+            *((name, _words(body.get(name))) for name in _BODY),
         ],
         indent=2,
     )
@@ -90,9 +90,6 @@ def show(client: Caller, id_: str, as_json: bool) -> None:
 
 
 def _words(value: Any) -> str:
-    """A member of a decision's body on one line."""
     if value is None:
         return ""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return ", ".join(value) if isinstance(value, list) else str(value)

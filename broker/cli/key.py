@@ -44,7 +44,7 @@ def put(client: Caller, path: ResourcePath, file: Path | None, why: str) -> None
     Example:
       roomkey key put acme/disk/web-root --from-file disk.key
     """
-    if file is None and sys.stdin.isatty():
+    if file is None and _stdin_is_a_terminal():
         raise ConfigError("no key given", mend="use --from-file FILE, or pipe it in; a key is no argument")
     data = read_input(file or Path("-"), max_bytes=MAX_PLAINTEXT_BYTES)
     if not data:
@@ -144,6 +144,10 @@ def destroy(client: Caller, path: ResourcePath, yes: bool, why: str) -> None:
         confirm_by_typing(str(path), act="destroy it for ever")
     erased = client.call("DELETE", _path(path), {"why": why})
     click.echo(f"{path} destroyed: {erased['erased']} versions erased")
+
+
+def _stdin_is_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _path(path: ResourcePath, *more: str) -> str:

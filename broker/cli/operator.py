@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from broker import config
+from broker.changes import FAILED
 from broker.ledger import CHANGE, new_id
+from broker.services import now_ms
 from broker.store import open_store
 from broker.store.protocols import Store
 from keys.errors import ConfigError
@@ -38,8 +39,20 @@ def opened(path: Path) -> Iterator[tuple[config.Config, Store]]:
         store.close()
 
 
-def note_change(store: Store, *, owner: str, subject: str, verdict: str, why: str) -> None:
-    """Write a change that the operator made into the owner's ledger. Raises Unavailable."""
+@contextmanager
+def recorded(store: Store, *, owner: str, subject: str, verdict: str, why: str) -> Iterator[None]:
+    """Around one change by the operator: its line in the owner's ledger is durable first, as with an owner's own
+    changes (`broker.changes`). Raises Unavailable, and then nothing is changed.
+    """
+    _line(store, owner, subject, verdict, why)
+    try:
+        yield
+    except Exception:
+        _line(store, owner, subject, FAILED, f"{verdict}: {why}")
+        raise
+
+
+def _line(store: Store, owner: str, subject: str, verdict: str, why: str) -> None:
     store.append(
         id_=new_id(os.urandom),
         owner=owner,
@@ -49,7 +62,3 @@ def note_change(store: Store, *, owner: str, subject: str, verdict: str, why: st
         subject=subject,
         body={"who": OPERATOR, "why": why},
     )
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from broker.cli.operator import OPERATOR, note_change, now_ms, opened
+from broker.cli.operator import OPERATOR, opened, recorded
 from broker.cli.options import config_file, json_flag, read_input, why
 from broker.owners import OwnerKey, parse_key, to_body
+from broker.services import now_ms
 from broker.store.protocols import Record, RecordKind, Store
 from broker.terminal import next_step, print_json, table, when
 from keys.errors import ConfigError, Conflict, NotFound, ProtocolError
@@ -136,5 +137,6 @@ def _read_key(file: Path) -> OwnerKey:
 
 
 def _put(store: Store, name: str, version: int, keys: list[OwnerKey], verdict: str, why: str) -> None:
-    store.put_record(Record(RecordKind.OWNER, "", name, version + 1, to_body(keys), now_ms(), OPERATOR))
-    note_change(store, owner=name, subject=f"owner/{name}", verdict=verdict, why=why)
+    body = to_body(keys)
+    with recorded(store, owner=name, subject=f"owner/{name}", verdict=verdict, why=why):
+        store.put_record(Record(RecordKind.OWNER, "", name, version + 1, body, now_ms(), OPERATOR))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keys import b64
-from keys.binding import tpm_qualifying_data
-from tests.fakes.boot import Boot, event_log
+from tests.fakes.boot import Boot
 from tests.fakes.tpm_guest import FakeTpm
 
 
@@ -21,7 +20,6 @@ def booted(boot: Boot | None = None, **options: Any) -> FakeTpm:
 
 
 def evidence_document(tpm: FakeTpm, report_data: bytes = bytes(range(48))) -> dict[str, Any]:
-    attest, signature = tpm.quote(tpm_qualifying_data(report_data))
     certified = bool(tpm.certificates)
     return {
         "tee": "tpm",
@@ -31,13 +29,7 @@ def evidence_document(tpm: FakeTpm, report_data: bytes = bytes(range(48))) -> di
             "ek_public": b64.std(tpm.ek_public) if certified else None,
             "ek_certificates": [b64.std(der) for der in tpm.certificates],
         },
-        "evidence": {
-            "ak_public": b64.std(tpm.ak_public),
-            "attest": b64.std(attest),
-            "signature": b64.std(signature),
-            "pcrs": {"sha256": {str(index): value.hex() for index, value in enumerate(tpm.pcrs)}},
-            "eventlog": b64.std(event_log(tpm.events)),
-        },
+        "evidence": tpm.evidence(report_data),
         "report_data": b64.std(report_data),
     }
 
