@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from broker.trace import Stage
 from keys.errors import RoomkeyError
 
 PASSED, FAILED = "passed", "failed"
@@ -80,28 +81,34 @@ def show_error(error: RoomkeyError) -> None:
 
 
 def trace(checks: Sequence[dict[str, str]]) -> None:
-    """Print a decision's checks by stage, in their order, and then once more what failed and what mends it."""
-    stage = None
+    """Print a decision's checks by stage, then once more what failed, and at the end what mends it."""
     width = max((len(check["verdict"]) for check in checks), default=0)
-    for check in checks:
-        if check["stage"] != stage:
-            stage = check["stage"]
-            click.secho(f"\n{printable(stage)}", bold=True)
-        click.echo(f"  {verdict(check['verdict'], width=width)}  {printable(check['name'])}")
-        details = [check["expected"], check["found"]]
-        if check["verdict"] == FAILED:
-            fields([("expected", details[0]), ("found", details[1])], indent=width + 6)
-        elif text := printable(details[1] or details[0]):
-            click.secho(f"{' ' * (width + 6)}{text}", dim=True)
-    _summary([check for check in checks if check["verdict"] == FAILED])
+    for stage in Stage:
+        of_stage = [check for check in checks if check["stage"] == stage]
+        if of_stage:
+            click.secho(f"\n{stage}", bold=True)
+        for check in of_stage:
+            _check(check, width)
+    failed = [check for check in checks if check["verdict"] == FAILED]
+    if failed:
+        _summary(failed)
+
+
+def _check(check: dict[str, str], width: int) -> None:
+    click.echo(f"  {verdict(check['verdict'], width=width)}  {printable(check['name'])}")
+    if check["verdict"] == FAILED:
+        fields([("expected", check["expected"]), ("found", check["found"])], indent=width + 6)
+    elif text := printable(check["found"] or check["expected"]):
+        click.secho(f"{' ' * (width + 6)}{text}", dim=True)
 
 
 def _summary(failed: Sequence[dict[str, str]]) -> None:
-    if not failed:
-        return
     click.secho(f"\nWhat failed ({len(failed)} check{'s' if len(failed) > 1 else ''})", bold=True)
     for number, check in enumerate(failed, 1):
         click.echo(f"  {number}. {click.style(printable(check['name']), fg='red')}")
-        fields(
-            [("expected", check["expected"]), ("found", check["found"]), ("to mend it", check["mend"])], indent=5
-        )  # fmt: skip
+        fields([("expected", check["expected"]), ("found", check["found"])], indent=5)
+    mends = dict.fromkeys(check["mend"] for check in failed if check["mend"])  # one mend may be for several checks
+    if mends:
+        click.secho("\nTo mend it", bold=True)
+    for mend in mends:
+        click.echo(f"  {printable(mend)}")

@@ -70,26 +70,37 @@ def _trace() -> list[dict[str, str]]:
     trace.check(Stage.ROOT_OF_TRUST, "challenge", True, expected="unused", found="unused")
     trace.check(Stage.MEASUREMENT, "PCR 4", False, expected="aa", found="bb", mend="roomkey image enrol")
     trace.not_required(Stage.MEASUREMENT, "PCR 9")
-    trace.check(Stage.MEASUREMENT, "PCR 7", False, expected="cc", found="dd")
+    trace.check(Stage.MEASUREMENT, "PCR 7", False, expected="cc", found="dd", mend="roomkey image enrol")
+    trace.check(Stage.ROOT_OF_TRUST, "nonce", True)
     return trace.to_json()
 
 
 def test_a_trace_goes_by_stage_and_ends_with_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every check stands under its stage; the end repeats each failed one with expected, found and mend."""
+    """Every check stands once under its stage; the end repeats each failed one, and then what mends it, each once."""
     terminal.trace(_trace())
-    out = capsys.readouterr().out
-    checks, _, summary = out.partition("What failed (2 checks)")
-    assert checks.index("root of trust") < checks.index("challenge") < checks.index("measurement")
+    checks, _, summary = capsys.readouterr().out.partition("What failed (2 checks)")
+    assert checks.count("measurement") == 1
+    places = [checks.index(word) for word in ("root of trust", "challenge", "nonce", "measurement", "PCR 4", "PCR 7")]
+    assert places == sorted(places)
     assert "not required  PCR 9" in checks
     assert [line.strip() for line in summary.splitlines() if line.strip()] == [
         "1. PCR 4",
-        "expected    aa",
-        "found       bb",
-        "to mend it  roomkey image enrol",
+        "expected  aa",
+        "found     bb",
         "2. PCR 7",
         "expected  cc",
         "found     dd",
+        "To mend it",
+        "roomkey image enrol",
     ]
+
+
+def test_a_failure_without_a_mend_has_no_empty_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing would help, nothing is promised."""
+    trace = Trace()
+    trace.check(Stage.TRUST, "nonce", False)
+    terminal.trace(trace.to_json())
+    assert capsys.readouterr().out.splitlines()[-1] == "  1. nonce"
 
 
 def test_a_trace_without_failures_has_no_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,17 @@ from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, trace, verdict, when
 
-# What of a line's body is shown beside the trace; all of it is in --json.
-_BODY = ("version", "image", "names", "instances", "tee", "evidence", "who", "why")
+# What of a line's body is shown above the trace, and under which name; --json has all of it.
+_BODY = {
+    "version": "key version",
+    "image": "image",
+    "names": "instance",
+    "instances": "ids",
+    "tee": "platform",
+    "evidence": "evidence's SHA-256",
+    "who": "by",
+    "why": "why",
+}
 
 
 @click.group()
@@ -82,7 +91,7 @@ def show(client: Caller, id_: str, as_json: bool) -> None:
             ("at", when(shown["at"])),
             ("key", shown["key"]),
             ("subject", shown["subject"]),
-            *((name, _words(body.get(name))) for name in _BODY),
+            *((label, _words(body.get(name))) for name, label in _BODY.items()),
         ],
         indent=2,
     )

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from broker.cli.operator import load_config
 from broker.cli.options import config_file, json_flag
 from broker.config import Config
+from broker.serve import PKCS8
 from broker.store import open_store
 from broker.store.protocols import RecordKind
 from broker.terminal import fields, next_step, print_json, printable, verdict
@@ -114,6 +115,8 @@ def _tls(config: Config, now: datetime) -> Iterator[Finding]:
         raise ConfigError("the TLS certificate or its key is not readable PEM", found=str(error)) from None
     if key.public_key() != certificate.public_key():
         raise ConfigError("the TLS key is not the certificate's", found=str(key_file), mend="set the pair in [listen]")
+    if PKCS8 not in _read(key_file):
+        raise ConfigError("the TLS key is not PKCS #8", found=str(key_file), mend="openssl pkcs8 -topk8 -nocrypt")
     yield _validity(certificate, now)
     yield Finding("TLS names", OK, ", ".join(_names(certificate)))
     ca_key = certificate_file.with_name("ca.key")

@@ -26,11 +26,11 @@ IF_EXTENDED = (8, 9, 14)  # GRUB's command line and files, shim's MOK lists
 WITH_UKI = (11, 12, 13)  # systemd-stub's; a 12 that stays zero keeps added command lines out
 
 PROOF = """\
-Checked here: the quote in the file is signed by the attestation key in the file (Name {name}),
-              and covers these values.
-Not checked:  that this key lives in a TPM, that the TPM is in your machine, and that the machine was in
-              good order when it made the file. That is yours to know: the file must come from a
-              machine that you trust now, by a way on which nobody could replace it."""
+Checked here: the quote is signed by the attestation key in the same file, and covers these values. The key's Name:
+              {name}
+Not checked:  that this key lives in a TPM, that the TPM is in your machine, and that the machine was in good order
+              when it made the file. That is yours to know: take the file from a machine that you trust now, by a way
+              on which nobody could replace it."""
 
 
 class PcrList(click.ParamType[tuple[int, ...]]):

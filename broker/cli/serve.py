@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from broker import serve as server
+from broker.cli.operator import load_config
 from broker.cli.options import config_file
 
 
@@ -20,4 +21,5 @@ def serve(config_path: Path) -> None:
     Example:
       roomkey serve --config broker.toml
     """
+    load_config(config_path)  # a file that is not there gets its own words
     server.serve(config_path)
