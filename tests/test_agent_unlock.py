@@ -132,7 +132,7 @@ def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: P
     script = fake / "cryptsetup"
     script.write_text("#!/bin/sh\nexec <&-\nexit 4\n")
     with pytest.raises(VolumeError, match="not there"):
-        open_volume("/dev/vda2", "root", bytearray(1 << 16), device_mapper=True)
+        open_volume("/dev/vda2", "root", bytearray(1 << 20), device_mapper=True)
 
 
 def test_a_cryptsetup_that_hangs_is_ended(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,25 +77,27 @@ class SoftwareTpm:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )  # fmt: skip
         end = time.monotonic() + START_SECONDS
         while True:
             try:
                 with self.open() as tpm:
                     return tpm.startup()
-            except AttesterError:
+            except AttesterError as error:
                 if self._process.poll() is not None or time.monotonic() > end:
-                    self.stop()
-                    raise
+                    words = self.stop()
+                    raise RuntimeError(f"swtpm does not start: {words}") from error
                 time.sleep(0.001)
 
-    def stop(self) -> None:
-        """Power off, as a cable that is pulled."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    def stop(self) -> str:
+        """Power off, as a cable that is pulled. Returns what swtpm complained of."""
+        if self._process is None:
+            return ""
+        process, self._process = self._process, None
+        process.kill()
+        _, words = process.communicate()
+        return words.decode(errors="replace")
 
     def reset(self) -> None:
         """An orderly power cycle: PCRs start again, keys and NV stay."""
