@@ -56,7 +56,7 @@ def release(
     trace = Trace.from_json(attested["trace"])
     wanted = _look_up(path, claims, services)  # (2)
     subject = claims.instance_ids[0]
-    previous = _previous_clock(services, wanted.owner, subject)
+    previous = _previous_clock(services, wanted, claims)
 
     key = _check_wanted(path, wanted, attested["resource"], trace)  # (2) (3)
     outcome = Outcome(allowed=False, image=None, instances=())
@@ -167,10 +167,16 @@ def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, tr
     return wanted.key if ours and exists and ruled else None
 
 
-def _previous_clock(services: Services, owner: str, subject: str) -> dict[str, Any] | None:
-    """The clock mark in the newest line about this machine. A readmission leaves none."""
-    lines = services.store.entries(owner, kinds=(ledger.RELEASE, ledger.READMIT), subject=subject, limit=1)
-    return lines[0].body["clock"] if lines else None
+def _previous_clock(services: Services, wanted: _Wanted, claims: Claims) -> dict[str, Any] | None:
+    """The clock mark in the newest line about this machine, under whichever of its ids. A readmission leaves none.
+
+    The ids that its owner enrolled count too: with another attestation key it is still the same machine.
+    """
+    ids = {*claims.instance_ids, *(instance_id for ids in wanted.instances.values() for instance_id in ids)}
+    kinds = (ledger.RELEASE, ledger.READMIT)
+    newest = [services.store.entries(wanted.owner, kinds=kinds, subject=one, limit=1) for one in ids]
+    line = max((line for lines in newest for line in lines), key=lambda line: line.sequence, default=None)
+    return None if line is None else line.body["clock"]
 
 
 def _open(key: StoredKey, services: Services, trace: Trace) -> bytes | None:

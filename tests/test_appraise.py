@@ -357,7 +357,8 @@ def test_a_clock_that_went_back_is_refused(counts: tuple[int, int, int], good: b
     [check] = trace.checks
     assert check.verdict is (Verdict.PASSED if good else Verdict.FAILED)
     if not good:
-        assert f"roomkey instance readmit {EK}" in check.mend
+        assert "roomkey instance readmit NAME" in check.mend
+        assert EK in check.mend
         assert check.expected == "at least reset_count 5, restart_count 2, clock 1000"
 
 

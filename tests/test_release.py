@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from broker import attestation, ledger, release, session
 from broker.appraisal.enrol import enrol_image
+from broker.appraisal.instances import parse_instance
 from broker.claims import Claims
 from broker.store.protocols import LedgerEntry, RecordKind
-from keys import jwe
+from keys import b64, jwe
 from keys.custody.local import LocalCustody
 from keys.errors import FreshnessError, ReleaseDenied, Unauthorized, Unavailable, VerificationError
 from keys.messages import ResourcePath
@@ -337,6 +338,45 @@ def test_a_readmission_is_a_line_of_its_own(house: House) -> None:
         ("readmit", "readmitted", "tpm-ek:1"),
     ]
     assert house.lines("acme")[0].body == {"who": "alice", "why": "restored", "clock": None}
+
+
+@pytest.mark.parametrize("by", ["ak", "ek"])
+def test_a_readmission_by_name_reaches_the_machine(house: House, tpm: FakeTpm, by: str) -> None:
+    """By whichever key the owner enrolled a machine, readmitting that instance lets it start again."""
+    house.instance("acme", "web-1", tpm, by=by)
+    house.rule(PATH, images=["debian"], instances=["web-1"])
+    assert house.flow(Guest(tpm, declare=True), PATH) == SECRET
+    house.now += 1000
+    tpm.clock -= 500
+    denied(house, Guest(tpm, declare=True))
+    record = house.store.record(RecordKind.INSTANCE, "acme", "web-1")
+    assert record.body is not None
+    ledger.readmit(house.services, owner="acme", ids=record.body["ids"], who="a", why="b", now=house.now)
+    assert house.flow(Guest(tpm, declare=True), PATH) == SECRET
+
+
+def test_another_attestation_key_does_not_hide_the_machine(house: House, tpm: FakeTpm) -> None:
+    """A machine put back to a snapshot is recognised by its endorsement key, also under a fresh attestation key."""
+    assert house.flow(Guest(tpm, declare=True), PATH) == SECRET
+    twin = FakeTpm()
+    twin._ek, twin.ek_public, twin.certificates = tpm._ek, tpm.ek_public, tpm.certificates
+    twin.boot(Boot())
+    twin.reset_count = tpm.reset_count - 1
+    house.now += 1000
+    line = denied(house, Guest(twin, declare=True))
+    assert failures(line) == ["TPM's clock goes on from where it was last seen"]
+
+
+def test_an_enrolled_machine_is_known_by_all_its_enrolled_ids(house: House, tpm: FakeTpm) -> None:
+    """Where the owner enrolled both keys, a quote without activation is measured by the mark of one with it."""
+    posted = {"ak_public": b64.std(tpm.ak_public), "ek_public": b64.std(tpm.ek_public)}
+    house.put(RecordKind.INSTANCE, "acme", "web-1", parse_instance(posted).to_body())
+    house.rule(PATH, images=["debian"], instances=["web-1"])
+    assert house.flow(Guest(tpm, declare=True), PATH) == SECRET
+    house.now += 1000
+    tpm.clock -= 500
+    line = denied(house, Guest(tpm))
+    assert failures(line) == ["TPM's clock goes on from where it was last seen"]
 
 
 def test_two_volumes_at_once_are_no_rollback(house: House, tpm: FakeTpm) -> None:

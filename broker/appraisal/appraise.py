@@ -89,8 +89,8 @@ def clock_not_behind(previous: Mapping[str, Any] | None, claims: Claims, challen
         now >= before,
         expected=f"at least {_clock_words(before)}",
         found=_clock_words(now),
-        mend=f"if the machine was restored or its TPM cleared on purpose: "
-        f"roomkey instance readmit {claims.instance_ids[0]}",
+        mend=f"if the machine was restored or its TPM cleared on purpose: roomkey instance readmit NAME, "
+        f"NAME being the instance with {claims.instance_ids[0]}",
     )
 
 
