@@ -59,7 +59,7 @@ def test_everything_can_be_set(path: Path) -> None:
         path,
         """
         broker.audience = "a"
-        listen = {host = "192.0.2.1", port = 1, tls_certificate_file = "c", tls_key_file = "k", workers = 3, threads = 5}
+        listen = {host = "192.0.2.1", port = 1, workers = 3, threads = 5, tls_certificate_file = "c",tls_key_file = "k"}
         store.url = "sqlite:/var/lib/db"
         custody = {kek_file = "/run/kek", old_kek_files = ["old", "/older"]}
         token = {key_file = "t", old_key_files = ["u"], lifetime_s = 60, issuer = "i"}
