@@ -68,9 +68,9 @@ class _Later(Unavailable):
 def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: Deadline) -> bytearray:
     """The key at `path`, from the first broker that gives it.
 
-    A broker that cannot be reached is passed over for the next; when none can, all are tried again after a pause,
-    until the deadline. A refusal ends it at once: another broker of the same service would say the same, and asking
-    again only helps whoever guesses. Raises the last error.
+    A broker that cannot be reached, or that does not keep to the protocol, is passed over for the next. After a round
+    all are tried again if one of them may come back, until the deadline. A refusal ends it at once: another broker of
+    the same service would say the same, and asking again only helps whoever guesses. Raises the last error.
     """
     if not settings.brokers:
         raise ConfigError("no broker", mend="set brokers in the agent's config, or give --broker")
@@ -80,6 +80,7 @@ def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: 
     stale = 0
     while True:
         failure: RoomkeyError = Unavailable("no broker answered")
+        again = False
         wait = 0.0
         for untried, target in zip(range(len(targets), 0, -1), targets, strict=True):
             # Each broker gets an equal share of what is left, so that a silent first one cannot use up all of it.
@@ -90,13 +91,16 @@ def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: 
                     stale += 1
                     if stale > MAX_FRESHNESS_RETRIES:
                         raise
-                    failure = error
+                    failure, again = error, True
                 except Unavailable as error:
-                    failure = error
+                    failure, again = error, True
                     wait = max(wait, getattr(error, "after", 0.0))
+                except ProtocolError as error:
+                    failure = error
         room = deadline.remaining() - SHORTEST_ATTEMPT
         jitter = random.uniform(0, min(backoff, max(room, 0)))  # noqa: S311  keeps guests apart, guards nothing
-        if (pause := max(wait, jitter)) > room:
+        pause = max(wait, jitter)
+        if not again or pause > room:
             raise failure
         deadline.pause(pause, "the broker")
         backoff = min(2 * backoff, LONGEST_BACKOFF)

@@ -22,10 +22,11 @@ from agent.config import Settings
 from agent.deadline import Deadline
 from agent.tpm2_marshal import ALG_SHA256, CURVE_P256, Reader, read_quote
 from broker.verifiers.tpm_credential import make_challenge
-from keys import b64
+from keys import b64, jwk
 from keys.binding import activation_proof
 from keys.errors import AttesterError, ConfigError, ProtocolError
-from keys.messages import Challenge, ResourcePath, TpmCredential, TpmDeclaration
+from keys.messages import MAX_BODY_BYTES, Attestation, Challenge, ResourcePath, TpmCredential, TpmDeclaration
+from keys.strictjson import compact
 from keys.tee import Tee
 from tests.fakes.boot import Boot, pcr_values
 from tests.fakes.ek_ca import EkCa
@@ -276,6 +277,16 @@ def test_an_event_log_too_long_to_send_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AttesterError, match="too long") as caught:
         attester_tpm.read_event_log(str(log))
     assert "eventlog" in (caught.value.mend or "")
+
+
+def test_the_longest_event_log_fits_into_a_message(tpm: SoftwareTpm, tmp_path: Path) -> None:
+    """An attestation with the longest log that is sent stays below what a broker reads."""
+    log = tmp_path / "log"
+    log.write_bytes(bytes(attester_tpm.MAX_EVENT_LOG_BYTES))
+    key = jwk.from_ec(ec.generate_private_key(ec.SECP256R1()).public_key())
+    with attester(tpm, str(log)) as machine:
+        message = Attestation("x" * 44, key, machine.evidence(REPORT_DATA, bytes(32)))
+    assert len(compact(message.to_json())) < MAX_BODY_BYTES
 
 
 def test_an_event_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

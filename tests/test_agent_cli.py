@@ -183,6 +183,12 @@ def test_get_writes_a_new_private_file(machine: Machine, tmp_path: Path) -> None
     assert output.read_bytes() == b"precious"
 
 
+def test_a_terminal_on_standard_output_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever standard output is, a terminal never gets a key."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(machine, "get", "o/disk/root") == ConfigError.exit_status
+
+
 def test_a_link_is_not_followed(machine: Machine, tmp_path: Path) -> None:
     """A link that somebody put in the file's place leads nowhere."""
     (tmp_path / "key").symlink_to(tmp_path / "elsewhere")

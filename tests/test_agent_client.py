@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,9 +154,6 @@ def test_a_key_for_another_guest_does_not_open(guest: Guest) -> None:
         (403, "Other", ReleaseDenied),
         (404, "PluginInternalError", NotFound),
         (401, "PluginNotFound", NotFound),
-        (401, "JweError", ProtocolError),
-        (400, "Other", ProtocolError),
-        (500, "Other", ProtocolError),
     ],
 )
 def test_a_refused_key_is_not_asked_for_again(guest: Guest, status: int, kind: str, error: type[RoomkeyError]) -> None:
@@ -186,6 +183,16 @@ def test_a_refused_attestation_is_not_tried_again(
         with pytest.raises(error):
             guest.fetch(kbs)
         assert len(kbs.asked(what)) == 1
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, "JweError"), (400, "Other"), (500, "Other")])
+def test_a_broker_that_cannot_say_is_no_refusal(guest: Guest, status: int, kind: str) -> None:
+    """A failure of the broker itself is a ProtocolError, and does not end the search."""
+    with guest.broker() as kbs, guest.broker() as second:
+        kbs.script["resource"] += 2 * [refusal(status, kind, "no")]
+        with pytest.raises(ProtocolError):
+            guest.fetch(kbs)
+        assert guest.fetch(kbs, second) == KEY
 
 
 def test_a_lost_session_begins_again(guest: Guest) -> None:
@@ -279,37 +286,44 @@ def test_pauses_grow_and_are_jittered(guest: Guest, monkeypatch: pytest.MonkeyPa
     assert drawn == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-Break = Callable[[FakeKbs], None]
-
-BREAKS: dict[str, Break] = {
-    "auth is no JSON": lambda kbs: kbs.script["auth"].append(raw(200, b"<html>")),
-    "auth has a member twice": lambda kbs: kbs.script["auth"].append(raw(200, b'{"nonce":"a","nonce":"b"}')),
-    "auth sets no cookie": lambda kbs: kbs.script["auth"].append(answer(200, {"nonce": "x", "extra-params": ""})),
-    "auth sets another cookie": lambda kbs: kbs.script["auth"].append(
-        answer(200, {"nonce": "x", "extra-params": ""}, "Set-Cookie: session=abc\r\n")
-    ),
-    "auth sets a cookie of strange characters": lambda kbs: kbs.script["auth"].append(
-        answer(200, {"nonce": "x", "extra-params": ""}, "Set-Cookie: kbs-session-id=a,b\r\n")
-    ),
-    "attest is no JSON": lambda kbs: kbs.script["attest"].append(raw(200, b"garbage")),
-    "attest has no token": lambda kbs: kbs.script["attest"].append(answer(200, {})),
-    "resource is no JSON": lambda kbs: kbs.script["resource"].append(raw(200, b"\xff")),
-    "resource is no JWE": lambda kbs: kbs.script["resource"].append(answer(200, {"key": "abc"})),
-    "a redirect": lambda kbs: kbs.script["attest"].append(raw(307, b"", "Location: http://192.0.2.1/\r\n")),
-    "an error that is no JSON": lambda kbs: kbs.script["attest"].append(raw(400, b"<html>")),
-    "an error without detail": lambda kbs: kbs.script["attest"].append(answer(400, {"type": "x"})),
-    "an error that is a list": lambda kbs: kbs.script["attest"].append(answer(400, [])),
-}
+NO_COOKIE = answer(200, {"nonce": "x", "extra-params": ""})
+OTHER_COOKIE = answer(200, {"nonce": "x", "extra-params": ""}, "Set-Cookie: session=abc\r\n")
+STRANGE_COOKIE = answer(200, {"nonce": "x", "extra-params": ""}, "Set-Cookie: kbs-session-id=a,b\r\n")
 
 
-@pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_answer_is_a_protocol_error(guest: Guest, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "broken", "words"),
+    [
+        ("auth", raw(200, b"<html>"), "the challenge is not strict JSON"),
+        ("auth", raw(200, b'{"nonce":"a","nonce":"b"}'), "appears twice"),
+        ("auth", NO_COOKIE, "cookie"),
+        ("auth", OTHER_COOKIE, "cookie"),
+        ("auth", STRANGE_COOKIE, "cookie"),
+        ("attest", raw(200, b"garbage"), "the attestation's answer is not strict JSON"),
+        ("attest", answer(200, {}), "lacks a member"),
+        ("attest", raw(307, b"", "Location: http://192.0.2.1/\r\n"), "redirects"),
+        ("attest", raw(400, b"<html>"), "no reason given"),
+        ("attest", answer(400, {"type": "x"}), "no reason given"),
+        ("attest", answer(400, []), "no reason given"),
+        ("resource", raw(200, b"\xff"), "the wrapped key is not strict JSON"),
+        ("resource", answer(200, {"key": "abc"}), "the wrapped key lacks a member"),
+    ],
+)
+def test_a_broken_answer_is_a_protocol_error(guest: Guest, what: str, broken: bytes, words: str) -> None:
     """A broker that does not keep to the protocol is not asked again, and nothing foreign escapes."""
     with guest.broker() as kbs:
-        BREAKS[what](kbs)
-        with pytest.raises(ProtocolError):
+        kbs.script[what].append(broken)
+        with pytest.raises(ProtocolError, match=words):
             guest.fetch(kbs)
         assert len(kbs.asked("auth")) == 1
+
+
+def test_a_broken_broker_is_passed_over(guest: Guest, tmp_path: Path) -> None:
+    """An answer that is no protocol, or another CA's certificate, does not keep the next broker from giving the key."""
+    stranger = TlsCa(tmp_path).server_context()
+    with FakeKbs({}, stranger) as hijacked, guest.broker() as broken, guest.broker() as good:
+        broken.script["auth"].append(raw(200, b"<html>"))
+        assert guest.fetch(hijacked, broken, good) == KEY
 
 
 def test_a_brokers_words_reach_the_console_harmless(guest: Guest) -> None:

@@ -299,9 +299,16 @@ def test_a_name_server_that_hangs_costs_no_more_than_the_deadline(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "failure", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"), None]
+    ("failure", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (UnicodeError("label too long"), "not a host name"),
+        (None, "has no address"),
+    ],
 )
-def test_a_name_without_an_address_is_unavailable(failure: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_an_address_is_unavailable(
+    failure: Exception | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that does not resolve may resolve later, when the network is up."""
 
     def resolve(*_: object, **__: object) -> list[object]:
@@ -310,7 +317,7 @@ def test_a_name_without_an_address_is_unavailable(failure: Exception | None, mon
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    with pytest.raises(Unavailable, match=words):
         ask("https://broker.example")
 
 
