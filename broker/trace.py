@@ -81,7 +81,7 @@ class Trace:
     ) -> None:
         """Record one check and raise `error` if it failed, for verifiers, where later steps stand on earlier ones."""
         if not self.check(stage, name, passed, expected=expected, found=found, mend=mend):
-            raise error(name, expected=_short(expected), found=_short(found), mend=mend)
+            raise error(name, expected=_short(expected) or None, found=_short(found) or None, mend=mend or None)
 
     @contextmanager
     def recording(self, stage: Stage) -> Iterator[None]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from keys.errors import VerificationError
 
 
@@ -14,7 +16,7 @@ class Reader:
 
     __slots__ = ("_at", "_data", "_order", "_what")
 
-    def __init__(self, data: bytes, what: str, order: str = "big") -> None:
+    def __init__(self, data: bytes, what: str, order: Literal["big", "little"] = "big") -> None:
         self._data = data
         self._what = what
         self._order = order
@@ -43,7 +45,7 @@ class Reader:
 
     def uint(self, size: int) -> int:
         """An unsigned integer of `size` bytes."""
-        return int.from_bytes(self.take(size), self._order)  # type: ignore[arg-type]
+        return int.from_bytes(self.take(size), self._order)
 
     def sized(self, prefix: int, at_most: int, field: str) -> bytes:
         """A buffer after its own length, an integer of `prefix` bytes, of at most `at_most` bytes."""

@@ -121,7 +121,7 @@ def _tpm_name(certificate: x509.Certificate) -> dict[x509.ObjectIdentifier, str]
 def _vendor(value: str) -> str:
     """The TCG vendor id as its four letters ("id:49465800" is "IFX"), or as it stands if it is no such thing."""
     try:
-        letters = bytes.fromhex(value.removeprefix("id:")).rstrip(b"\\0").decode("ascii")
+        letters = bytes.fromhex(value.removeprefix("id:")).rstrip(b"\0").decode("ascii")
     except ValueError:
         return value
     return letters if letters.isprintable() else value
