@@ -304,14 +304,17 @@ class SqliteStore:
         before: int | None = None,
         limit: int = 50,
     ) -> list[LedgerEntry]:
+        # Only the conditions that are asked for: "OR IS NULL" would keep SQLite from using the index on the subject.
+        where: list[tuple[str, object]] = [("owner = ?", owner)]
+        if kinds:
+            where.append(("kind IN (SELECT value FROM json_each(?))", _text(list(kinds))))
+        if subject is not None:
+            where.append(("subject = ?", subject))
+        if before is not None:
+            where.append(("sequence < ?", before))
+        conditions = " AND ".join(condition for condition, _ in where)
         rows = self._read(
-            _LINE + "WHERE owner = ?1 AND (?2 = '[]' OR kind IN (SELECT value FROM json_each(?2))) "  # noqa: S608  constants
-            "AND (?3 IS NULL OR subject = ?3) AND (?4 IS NULL OR sequence < ?4) ORDER BY sequence DESC LIMIT ?5",
-            owner,
-            _text(list(kinds)),
-            subject,
-            before,
-            limit,
+            _LINE + f"WHERE {conditions} ORDER BY sequence DESC LIMIT ?", *(value for _, value in where), limit
         )
         return [_line(row) for row in rows]
 
