@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -167,13 +168,16 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
 
 
 def test_device_mapper_is_found_where_it_is(tmp_path: Path) -> None:
-    """The kernel's list of drivers or the control node show it; neither means there is none."""
+    """The kernel's list of drivers or a control node that opens show it; a node without a driver does not."""
     misc, control, missing = tmp_path / "misc", tmp_path / "control", str(tmp_path / "missing")
     misc.write_text("236 device-mapper\n")
     assert has_device_mapper(str(misc), missing)
     misc.write_text("200 tun\n")
     assert not has_device_mapper(str(misc), missing)
     assert not has_device_mapper(missing, missing)
+    with socket.socket(socket.AF_UNIX) as dead:  # opening it fails like a node whose driver is missing: ENXIO
+        dead.bind(str(tmp_path / "dead"))
+        assert not has_device_mapper(str(misc), str(tmp_path / "dead"))
     control.touch()
     assert has_device_mapper(str(misc), str(control))
     assert has_device_mapper(missing, str(control))

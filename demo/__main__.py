@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: a measured guest unlocks its disk, and four that should not get the key do not.
+
+Only real parts: broker and command lines as installed, TLS, SQLite, a software TPM with an EK certificate of its own
+maker's CA, a boot measured into it event by event, a LUKS2 file. Everything lies in one folder under .state, which is
+removed at the end. Exits non-zero if any step comes out otherwise than told.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demo.stage import BIN, Failed, Stage
+from demo.tap import Tap
+from tests.fakes.boot import Boot
+from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
+
+KEY = "acme/disk/root"
+OTHER_KEY = "globex/disk/root"
+DISK_BYTES = 32 * 1024 * 1024
+START_SECONDS = 15.0
+PCRS = "0,2,4,7,8,9"
+DENIED = 14  # exit status of the agent when a release rule says no
+
+GOOD = Boot(kernel=b"Debian kernel 6.1.0-31", kernel_path="\\EFI\\debian\\vmlinuz-6.1.0-31.efi")
+TAMPERED = Boot(kernel=b"Debian kernel 6.1.0-31 and a back door", kernel_path="\\EFI\\debian\\vmlinuz-6.1.0-31.efi")
+
+
+def main() -> int:
+    base = Path(__file__).resolve().parent.parent / ".state"
+    base.mkdir(exist_ok=True)
+    room = base / f"demo-{secrets.token_hex(4)}"
+    room.mkdir()
+    stage = Stage({f"{room}/": "", str(room): "."})
+    began = time.monotonic()
+    try:
+        _story(room, stage)
+    except Failed:
+        print("\nThe demo failed: the step above came out otherwise. What it left behind is in", room, file=sys.stderr)
+        return 1
+    shutil.rmtree(room)
+    print(f"\nAll {len(stage.steps)} steps came out as told, in {time.monotonic() - began:.0f} s:")
+    for step in stage.steps:
+        print(f"   - {step}")
+    print("\nNext: README.md for your own broker, docs/architecture.md for how it works.")
+    return 0
+
+
+def _story(room: Path, stage: Stage) -> None:
+    stage.chapter("A machine with a TPM")
+    stage.tell("A software TPM stands in for the chip or the vTPM. Its maker's CA certifies its endorsement key (EK).")
+    maker = room / "tpm-maker"
+    set_up_with_swtpm_setup(room / "tpm", maker)
+    stage.expect((maker / "issuercert.pem").exists(), "a TPM with an EK certificate from its maker's CA")
+
+    stage.chapter("The owner's side: a broker that trusts nothing yet")
+    port = _free_port()
+    broker = room / "broker"
+    stage.run("roomkey", "init", broker, "--port", str(port))
+    config = broker / "broker.toml"
+    settings = config.read_text().replace(
+        "ek_root_files = []", f'ek_root_files = ["{maker / "swtpm-localca-rootca-cert.pem"}"]'
+    )  # fmt: skip
+    config.write_text(
+        settings.replace("ek_intermediate_files = []", f'ek_intermediate_files = ["{maker / "issuercert.pem"}"]')
+    )
+    stage.tell("The operator lists the TPM maker's certificates in broker.toml, and starts it.")
+    with SoftwareTpm(room / "tpm") as tpm, _broker(config, port, broker / "tls" / "ca.pem"):
+        _tell(room, stage, tpm, broker, port)
+
+
+def _tell(room: Path, stage: Stage, tpm: SoftwareTpm, broker: Path, port: int) -> None:
+    ca = broker / "tls" / "ca.pem"
+    url = f"https://localhost:{port}"
+    stage.expect(True, f"the broker answers on {url}, TLS 1.3, SQLite")
+    acme = _owner(stage, room, broker, "acme", url)
+    globex = _owner(stage, room, broker, "globex", url, quiet=True)
+
+    stage.chapter("A disk, and its key")
+    passphrase = base64.b64encode(secrets.token_bytes(32))
+    disk = room / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    done = stage.run(
+        "cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--pbkdf", "pbkdf2",
+        "--pbkdf-force-iterations", "1000", "--key-file", "-", disk, stdin=passphrase,
+    )  # fmt: skip
+    stage.expect(done.returncode == 0, "a LUKS2 volume, its passphrase 32 random bytes made by the owner")
+    done = stage.run("roomkey", "key", "put", KEY, stdin=passphrase, env=acme)
+    stage.expect(done.returncode == 0, f"the broker keeps it as {KEY}, sealed")
+    stage.run("roomkey", "key", "generate", OTHER_KEY, env=globex, quiet=True)
+
+    stage.chapter("The machine boots, measured, and is enrolled")
+    log = room / "eventlog"
+    tpm.measure_boot(GOOD, log)
+    stage.tell("Firmware, boot loader, kernel, initrd and command line are extended into the TPM, event by event.")
+    evidence = room / "evidence.json"
+    agent = ("--ca-file", ca, "--tpm", tpm.address, "--eventlog", log)
+    done = stage.run("roomkey-agent", "evidence", *agent, "--output", evidence)
+    stage.expect(done.returncode == 0, "the guest describes itself: TPM keys, PCRs, event log")
+    ok = [
+        stage.run("roomkey", "instance", "add", "web-1", "--from", evidence, env=acme),
+        stage.run("roomkey", "image", "enrol", "debian-12", "--from", evidence, "--pcrs", PCRS, "--yes", env=acme,
+                  after="image debian-12@"),
+        stage.run("roomkey", "rule", "set", KEY, "--platform", "tpm", "--image", "debian-12", "--instance", "web-1",
+                  env=acme),
+    ]  # fmt: skip
+    stage.expect(not any(step.returncode for step in ok), f"the owner's rule: {KEY} for web-1, if it runs debian-12")
+    # Globex has the same image, approved for a machine of its own.
+    stage.run(
+        "roomkey", "image", "enrol", "debian-12", "--from", evidence, "--pcrs", PCRS, "--yes", env=globex, quiet=True
+    )
+    stage.run("roomkey", "rule", "set", OTHER_KEY, "--platform", "tpm", "--image", "debian-12", "--instance", "db-1",
+              env=globex, quiet=True)  # fmt: skip
+
+    stage.chapter("The guest attests and opens its disk")
+    with Tap(port, broker / "tls") as tap:
+        tapped = ("--broker", f"https://127.0.0.1:{tap.port}", *agent)
+        done = stage.run("roomkey-agent", "unlock", disk, "--key", KEY, *tapped)
+        stage.expect(done.returncode == 0, "the key opens the volume" + _how(done.stderr))
+        _close(done.stderr)
+        decision = _newest(stage, acme, "release")
+        stage.expect(decision["verdict"] == "released", f"the ledger has it: decision {decision['id']}, released")
+
+        stage.chapter("What the host sees")
+        stage.tell("The disk image, the broker's whole folder, and the traffic with TLS taken off.")
+        traffic = b"".join(message.everything() for message in tap.messages)
+        stored = b"".join(path.read_bytes() for path in sorted(broker.rglob("*")) if path.is_file())
+        for what, seen in (("disk image", disk.read_bytes()), ("broker's store", stored), ("traffic", traffic)):
+            stage.expect(
+                len(seen) > 0 and not any(form in seen for form in _forms(passphrase)),
+                f"the key is not in the {what} ({len(seen):,} bytes searched)",
+            )
+
+        _refusals(room, stage, tpm, tap, acme, globex, tapped, disk, log)
+
+
+def _refusals(
+    room: Path, stage: Stage, tpm: SoftwareTpm, tap: Tap, acme: dict[str, str], globex: dict[str, str],
+    tapped: tuple[object, ...], disk: Path, log: Path,
+) -> None:  # fmt: skip
+    unlock = ("roomkey-agent", "unlock", disk, "--key", KEY)
+
+    stage.chapter("Refused: another kernel")
+    recorded = tap.last("/kbs/v0/attest")
+    asked = tap.last("/kbs/v0/auth")
+    tpm.reset()
+    tpm.measure_boot(TAMPERED, log)
+    done = stage.run(*unlock, *map(str, tapped))
+    shown = _explained(stage, done, acme)
+    stage.expect(done.returncode == DENIED, "the tampered guest gets nothing but a decision's number")
+    stage.expect("vmlinuz-6.1.0-31.efi" in shown and "PCR 4" in shown, "the owner reads which boot event differs")
+
+    stage.chapter("Refused: recorded evidence")
+    stage.tell("The host plays the good guest's messages again, first to the same session.")
+    again = tap.send("POST", recorded.path, recorded.headers, recorded.body)
+    stage.show(f"{again.status} {again.answer.decode()}")
+    stage.expect(again.status == 401, "the challenge was burnt by its first use")
+    stage.tell("Then it opens a new session, and sends the old evidence there.")
+    fresh = tap.send("POST", asked.path, asked.headers, asked.body)
+    cookie = next(value for name, value in fresh.answer_headers.items() if name.lower() == "set-cookie").split(";")[0]
+    again = tap.send("POST", recorded.path, {**recorded.headers, "Cookie": cookie}, recorded.body)
+    stage.show(f"{again.status} {again.answer.decode()}")
+    shown = _explain(stage, _decision_in(again.answer.decode()), acme)
+    stage.expect(again.status == 401 and "nonce" in shown, "old evidence does not answer a new challenge")
+
+    stage.chapter("Refused: another machine in the same state")
+    other_log = room / "other-eventlog"
+    set_up_with_swtpm_setup(room / "other-tpm", room / "tpm-maker")
+    with SoftwareTpm(room / "other-tpm") as other:
+        other.measure_boot(GOOD, other_log)
+        words = [str(word) for word in tapped]
+        words[words.index(tpm.address)] = other.address
+        words[words.index(str(log))] = str(other_log)
+        done = stage.run(*unlock, *words)
+    shown = _explained(stage, done, acme)
+    stage.expect(done.returncode == DENIED, "same maker, same PCRs, another TPM: no key")
+    stage.expect("instance" in shown, "the owner reads that the machine is not enrolled")
+
+    stage.chapter("Refused: another owner's key")
+    tpm.reset()
+    tpm.measure_boot(GOOD, log)
+    done = stage.run("roomkey-agent", "get", OTHER_KEY, *map(str, tapped))
+    shown = _explained(stage, done, globex)
+    stage.expect(done.returncode == DENIED and done.stdout == "", "acme's machine gets nothing of globex")
+    missing = stage.run("roomkey", "decision", "show", _decision_in(done.stderr), env=acme)
+    stage.expect(missing.returncode != 0, "and acme cannot even read that decision: it is globex's")
+
+    stage.chapter("And the good guest still starts")
+    done = stage.run(*unlock, *map(str, tapped))
+    stage.expect(done.returncode == 0, "after all this the enrolled machine unlocks its disk as before")
+    _close(done.stderr)
+    stage.run("roomkey", "decision", "list", env=acme)
+
+
+def _owner(
+    stage: Stage, room: Path, broker: Path, name: str, url: str, *, quiet: bool = False
+) -> dict[str, str]:  # fmt: skip
+    home = room / name
+    home.mkdir()
+    identity = home / "identity.toml"
+    env = {"HOME": str(home), "ROOMKEY_IDENTITY": str(identity)}
+    ca, config = broker / "tls" / "ca.pem", broker / "broker.toml"
+    made = stage.run("roomkey", "identity", "new", name, "--broker", url, "--ca", ca, env=env, quiet=quiet)
+    public = home / "identity.public.jwk"
+    added = stage.run("roomkey", "owner", "add", name, "--key", public, "--config", config, quiet=quiet)
+    stage.expect(made.returncode == 0 and added.returncode == 0, f"{name} is an owner: the broker knows her public key")
+    return env
+
+
+@contextmanager
+def _broker(config: Path, port: int, ca: Path) -> Iterator[None]:
+    with (config.parent / "log").open("wb") as output:
+        process = subprocess.Popen(
+            [str(BIN / "roomkey"), "serve", "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            _wait(process, port, ca, config.parent / "log")
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, ca: Path, log: Path) -> None:
+    context = ssl.create_default_context(cafile=str(ca))
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port), 1) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1"),
+            ):
+                return
+        except OSError:
+            time.sleep(0.05)
+    print(log.read_text(), file=sys.stderr)
+    raise Failed("the broker starts")
+
+
+def _newest(stage: Stage, env: dict[str, str], kind: str) -> dict[str, str]:
+    listed = stage.run("roomkey", "decision", "list", "--json", env=env, quiet=True)
+    decisions: list[dict[str, str]] = json.loads(listed.stdout)
+    return next(decision for decision in decisions if decision["kind"] == kind)
+
+
+def _explained(stage: Stage, done: subprocess.CompletedProcess[str], env: dict[str, str]) -> str:
+    return _explain(stage, _decision_in(done.stderr), env)
+
+
+def _explain(stage: Stage, decision: str, env: dict[str, str]) -> str:
+    return stage.run("roomkey", "decision", "show", decision, env=env).stdout
+
+
+def _decision_in(text: str) -> str:
+    found = re.search(r"d-[a-z2-7]{20}", text)
+    if found is None:
+        raise Failed("the answer names a decision")
+    return found[0]
+
+
+def _how(said: str) -> str:
+    if "NOT opened" in said:
+        return " (this kernel has no device-mapper: cryptsetup tried the key on the volume, without a mapping)"
+    return ""
+
+
+def _close(said: str) -> None:
+    opened = re.search(r"as /dev/mapper/(\S+)", said)
+    if opened is not None:
+        subprocess.run(["cryptsetup", "close", opened[1]], check=True, capture_output=True)
+
+
+def _forms(passphrase: bytes) -> tuple[bytes, ...]:
+    """The key as it could stand somewhere: itself, the bytes in it, hex, and base64 of either."""
+    raw = base64.b64decode(passphrase)
+    return (
+        passphrase,
+        raw,
+        raw.hex().encode(),
+        passphrase.hex().encode(),
+        base64.b64encode(passphrase).rstrip(b"="),
+        base64.urlsafe_b64encode(raw).rstrip(b"="),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())
