@@ -126,9 +126,7 @@ class Trace:
 
     @classmethod
     def from_json(cls, items: list[dict[str, Any]]) -> Trace:
-        """The trace that `to_json` wrote. Raises ValueError or TypeError on anything else: only the store calls
-        this.
-        """
+        """The trace that `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         return cls(
             [Check(**{**item, "stage": Stage(item["stage"]), "verdict": Verdict(item["verdict"])}) for item in items]
         )

@@ -53,6 +53,17 @@ def test_error_from_elsewhere_is_a_failed_check() -> None:
     ]
 
 
+def test_refusal_inside_a_recorded_block_is_a_failed_check_and_goes_on_up() -> None:
+    """What a recorded block raises stands in the trace and is raised still; a block that passes leaves nothing."""
+    trace = Trace()
+    with trace.recording(Stage.MEASUREMENT):
+        pass
+    assert trace.checks == []
+    with pytest.raises(ProtocolError, match="bad log"), trace.recording(Stage.MEASUREMENT):
+        raise ProtocolError("bad log", found="b")
+    assert trace.checks == [Check(Stage.MEASUREMENT, "bad log", Verdict.FAILED, found="b")]
+
+
 def test_long_values_are_cut() -> None:
     """A value from outside takes a bounded place in the trace, and shows that it was cut."""
     trace = Trace()
