@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +28,12 @@ from keys.messages import ResourcePath
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.evidence_file import booted, evidence_document, write_evidence
+from tests.fakes.swtpm import SoftwareTpm
+from tests.fakes.swtpm import available as swtpm_available
 from tests.fakes.tpm_guest import FakeTpm, Guest
 
 KEY = "acme/disk/root"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Quiet(WSGIRequestHandler):
@@ -355,6 +360,16 @@ def test_a_rule_that_would_deny_or_admit_by_accident_is_refused(desk: Desk, opti
     assert desk.json("rule", "list") == []
 
 
+def test_names_that_a_rule_cannot_find_are_pointed_out(desk: Desk, evidence: Path) -> None:
+    """A mistyped image or instance is named at once and not only by the next denial; known names are not."""
+    desk.run("image", "enrol", "debian-12", "--from", evidence, "--yes")
+    desk.run("instance", "add", "web-1", "--from", evidence)
+    typo = desk.run("rule", "set", KEY, "--image", "debain-12", "--image", "debian-12@1", "--instance", "web-2").stderr
+    assert "no images named debain-12 yet" in typo
+    assert "no instances named web-2 yet" in typo
+    assert "Note" not in desk.run("rule", "set", KEY, "--image", "debian-12", "--instance", "web-1").stderr
+
+
 # --- instances ---
 
 
@@ -372,6 +387,8 @@ def test_machines_are_enrolled_shown_readmitted_and_deleted(desk: Desk, evidence
     assert desk.json("instance", "list") == [listed]
     desk.run("instance", "delete", "web-1", stdin="web-1\n")
     assert desk.json("instance", "list") == []
+    desk.run("instance", "add", "web-1", "--from", evidence)
+    desk.run("instance", "delete", "web-1", "--yes")
     desk.run("instance", "readmit", "web-1", status=15)
 
 
@@ -407,6 +424,22 @@ def test_what_is_no_key_enrols_no_machine(desk: Desk, evidence: Path, options: l
     args = [evidence if option == "EVIDENCE" else option for option in options]
     desk.run("instance", "add", "web-1", *args, stdin="no key", status=status)
     assert desk.json("instance", "list") == []
+
+
+@pytest.mark.skipif(not swtpm_available(), reason="swtpm is not installed")
+def test_what_the_agent_writes_enrols_image_and_machine(desk: Desk, tmp_path: Path) -> None:
+    """The agent's own evidence file, of a software TPM with a certificate, is judged, enrolled and drafted from."""
+    file, log = tmp_path / "guest.json", tmp_path / "log"
+    with SoftwareTpm(tmp_path / "tpm") as swtpm:
+        swtpm.manufacture(EkCa())
+        swtpm.measure_boot(Boot(), log)
+        agent = [sys.executable, "-m", "agent", "evidence", "--tpm", swtpm.address, "--eventlog", str(log)]
+        file.write_bytes(subprocess.run(agent, cwd=ROOT, capture_output=True, check=True).stdout)
+    added = desk.run("instance", "add", "web-1", "--from", file).stdout
+    assert "tpm-ek:" in added
+    name = json.loads(file.read_text())["instance"]["ak_name"]
+    desk.run("verify", "tpm", file, "--expect", f"ak_name={name}")
+    assert "vmlinuz" in desk.run("image", "enrol", "debian-12", "--from", file, "--yes").stdout
 
 
 # --- decisions ---
@@ -528,7 +561,8 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
 
 
 def test_the_tables_lines_say_what_the_commands_say() -> None:
-    """Every command of the table exists, under the name that it has there."""
+    """Every command of the table exists, under the name that it has there, and completion knows it."""
+    assert main.list_commands(None) == list(COMMANDS)  # type: ignore[arg-type]
     for commands in SECTIONS.values():
         for name in commands:
             assert main.get_command(None, name).name == name  # type: ignore[arg-type,union-attr]

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.cli import COMMANDS, main, pki
+from broker.cli.operator import opened, recorded
+from broker.rotate import Progress
 from broker.store.protocols import KeyState, StoredKey
 from broker.store.sqlite import SqliteStore
 from keys.custody.local import LocalCustody
-from keys.errors import ConfigError
+from keys.errors import ConfigError, Conflict
 
 
 def run(*args: object, **options: object) -> Result:
@@ -173,6 +175,14 @@ def _replaced(old: str, new: str) -> Spoil:
     return _config(lambda text: text.replace(old, new))
 
 
+def _sec1_key(broker: Path) -> None:
+    path = broker / "tls/broker.key"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    sec1 = serialization.PrivateFormat.TraditionalOpenSSL
+    pem = key.private_bytes(serialization.Encoding.PEM, sec1, serialization.NoEncryption())
+    _replace_tls(broker, (broker / "tls/broker.pem").read_bytes(), pem)
+
+
 def _ca_as_server(broker: Path) -> None:
     (broker / "tls/broker.pem").write_bytes((broker / "tls/ca.pem").read_bytes())
 
@@ -194,6 +204,7 @@ _PLAIN = _replaced(
         (lambda broker: (broker / "tls/broker.key").chmod(0o640), "TLS", "fail", "open to others"),
         (lambda broker: (broker / "tls/broker.pem").write_text("x"), "TLS", "fail", "not readable PEM"),
         (_ca_as_server, "TLS", "fail", "not the certificate's"),
+        (_sec1_key, "TLS", "fail", "openssl pkcs8"),
         (_without_names, "TLS", "fail", "names no host"),
         (_served_until(10), "TLS certificate", "warn", "next certificate"),
         (_served_until(-1), "TLS certificate", "fail", "not valid now"),
@@ -202,6 +213,7 @@ _PLAIN = _replaced(
         (lambda broker: (broker / "roomkey.db").unlink(), "store", "fail", "there is no store"),
         (lambda broker: (broker / "roomkey.db").write_bytes(b"x" * 4096), "store", "fail", ""),
         (_replaced("ek_root_files = []", 'ek_root_files = ["kek"]'), "TPM roots", "fail", ""),
+        (_replaced("ek_root_files = []", 'ek_root_files = ["tls/ca.key"]'), "TPM roots", "fail", "not a certificate"),
         (_replaced("ek_root_files = []", 'ek_root_files = ["tls/ca.pem"]'), "TPM roots", "ok", "1 trusted"),
     ],
 )
@@ -224,6 +236,36 @@ def test_the_doctors_table_shows_states_and_mends(broker: Path) -> None:
     index = next(i for i, line in enumerate(lines) if line.startswith("fail  KEK"))
     assert lines[index + 1].strip() == f"to mend it  chmod 0400 {broker / 'kek'}"
     assert "1 to be mended" in result.stderr
+
+
+def test_the_doctor_is_content_with_an_owner_and_the_ca_key_elsewhere(broker: Path, tmp_path: Path) -> None:
+    """With the CA's key moved away and an owner added, the two warnings about them are gone."""
+    (broker / "tls/ca.key").unlink()
+    identity = tmp_path / "me" / "identity.toml"
+    run("identity", "new", "acme", "--broker", "https://localhost", "--ca", broker / "tls/ca.pem",
+        "--identity", identity)  # fmt: skip
+    run("owner", "add", "acme", "--key", identity.with_suffix(".public.jwk"), "--config", broker / "broker.toml")
+    checks = json.loads(run("doctor", "--config", broker / "broker.toml", "--json").output)["checks"]
+    assert [check["check"] for check in checks if check["state"] != "ok"] == ["TPM roots"]
+
+
+def test_an_operators_change_that_fails_leaves_a_second_line(broker: Path) -> None:
+    """The line comes before the change; what then fails is recorded as failed."""
+    with opened(broker / "broker.toml") as (_, store):
+        with (
+            pytest.raises(Conflict),
+            recorded(store, owner="acme", subject="owner/acme", verdict="created", why="new"),
+        ):
+            raise Conflict("somebody was faster")
+        lines = [(line.verdict, line.body["who"], line.body["why"]) for line in store.entries("acme")]
+    assert lines == [("failed", "operator", "created: new"), ("created", "operator", "new")]
+
+
+def test_a_rotation_says_when_it_should_be_repeated(broker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that changed meanwhile are not passed over in silence; without old KEKs nothing is to be done."""
+    assert run("kek", "rotate", "--config", broker / "broker.toml").stderr == ""
+    monkeypatch.setattr("broker.cli.kek.rewrap_all", lambda *_: Progress(seen=2, rewrapped=1, changed_meanwhile=1))
+    assert "run it once more" in run("kek", "rotate", "--config", broker / "broker.toml").stderr
 
 
 def _kek_setup(broker: Path) -> StoredKey:

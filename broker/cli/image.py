@@ -39,8 +39,6 @@ class PcrList(click.ParamType[tuple[int, ...]]):
     name = "pcrs"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
         numbers = str(value).split(",")
         if not all(number.isascii() and number.isdecimal() and len(number) < 3 for number in numbers):
             self.fail(f"{value!r} is no list of PCRs, like 0,2,4,7", param, ctx)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.cli.pki import certificate_pem, key_pem, make_ca, make_server
 from broker.owner_identity import write_new
-from broker.store.sqlite import SqliteStore
+from broker.store import SQLITE_SCHEME, open_store
 from broker.terminal import fields, next_step
 from keys import b64
 from keys.custody.local import KEK_BYTES, KEK_FILE_MODE
@@ -101,7 +101,7 @@ def _fill(folder: Path, hosts: tuple[str, ...], config: str) -> None:
         ("tls/broker.key", key_pem(server_key), 0o400),
     ):
         write_new(folder / name, data, mode)
-    SqliteStore(folder / "roomkey.db").close()
+    open_store(f"{SQLITE_SCHEME}{folder / 'roomkey.db'}").close()
 
 
 def _bracketed(host: str) -> str:

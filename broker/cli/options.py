@@ -50,7 +50,7 @@ class KeyPath(click.ParamType[ResourcePath]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ResourcePath:
         try:
-            return value if isinstance(value, ResourcePath) else ResourcePath.parse(value)
+            return ResourcePath.parse(value)
         except ProtocolError as error:
             self.fail(str(error), param, ctx)
 

@@ -72,6 +72,8 @@ def set_(
     _print(stored)
     if ANY in stored["instances"]:
         next_step("Note: `any` means every machine in the world that boots one of these images on trusted hardware.")
+    for kind in ("images", "instances"):
+        _note_unknown(client, kind, stored[kind])
 
 
 @rule.command()
@@ -127,6 +129,14 @@ def delete(client: Caller, path: ResourcePath, why: str) -> None:
     """
     client.call("DELETE", _path(path), {"why": why})
     click.echo(f"rule of {path} deleted: nobody gets the key now")
+
+
+def _note_unknown(client: Caller, kind: str, named: list[str]) -> None:
+    """A rule may come before what it names; a name that was mistyped would deny without a word, so say it."""
+    known = {item["name"] for item in client.call("GET", path_of(kind))[kind]} | {ANY}
+    unknown = [name for name in named if name.partition("@")[0] not in known]
+    if unknown:
+        next_step(f"Note: you have no {kind} named {', '.join(unknown)} yet; until then they let nobody in.")
 
 
 def _path(path: ResourcePath) -> str:

@@ -27,8 +27,6 @@ class Time(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
@@ -42,8 +40,6 @@ class Expectation(click.ParamType[tuple[str, str]]):
     name = "expectation"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
         name, equals, expected = str(value).partition("=")
         if not (name and equals):
             self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
