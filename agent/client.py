@@ -53,6 +53,7 @@ _BY_TYPE: dict[str, type[RoomkeyError]] = {
     "TokenNotFound": FreshnessError,
     "TokenVerifierError": FreshnessError,
     "InvalidRequestPath": NotFound,
+    "PluginInternalError": NotFound,
     "PluginNotFound": NotFound,
     "JweError": ProtocolError,
 }
@@ -167,24 +168,27 @@ def _refusal(path: str, answer: Answer) -> RoomkeyError:
     if 300 <= answer.status < 400:
         return ProtocolError("the broker redirects", mend="give the address that it redirects to as the broker's URL")
     kind, detail = _error_body(answer.body)
-    error = _kind(kind, path, answer.status)(
+    decision = _DECISION.search(detail)
+    error = _kind(kind, path, answer.status, judged=decision is not None)(
         f"the broker says no to {path.split('/')[1]}", found=f"status {answer.status}, {kind}: {detail}"
     )
-    if match := _DECISION.search(detail):
-        error.decision = match[0]
-        error.mend = f"the owner reads why with: roomkey decision show {match[0]}"
+    if decision:
+        error.decision = decision[0]
+        error.mend = f"the owner reads why with: roomkey decision show {decision[0]}"
     return error
 
 
-def _kind(kind: str, path: str, status: int) -> type[RoomkeyError]:
+def _kind(kind: str, path: str, status: int, *, judged: bool) -> type[RoomkeyError]:
+    if status not in {401, 403, 404}:
+        return ProtocolError
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
+    if path == "/attest" and (judged or status == 403):
+        return VerificationError
     if status == 401:
         # At /auth nothing is old yet: 401 is how the protocol refuses a version.
         return ProtocolError if path == "/auth" else FreshnessError
-    if status == 403:
-        return ReleaseDenied if path.startswith("/resource/") else VerificationError
-    return NotFound if status == 404 else ProtocolError
+    return ReleaseDenied if status == 403 else NotFound
 
 
 def _error_body(body: bytes) -> tuple[str, str]:

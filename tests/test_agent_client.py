@@ -152,7 +152,8 @@ def test_a_key_for_another_guest_does_not_open(guest: Guest) -> None:
         (401, "PolicyDeny", ReleaseDenied),
         (403, "PolicyDeny", ReleaseDenied),
         (403, "Other", ReleaseDenied),
-        (404, "PluginInternalError", NotFound),
+        (404, "Other", NotFound),
+        (401, "PluginInternalError", NotFound),
         (401, "PluginNotFound", NotFound),
     ],
 )
@@ -170,22 +171,29 @@ def test_a_refused_key_is_not_asked_for_again(guest: Guest, status: int, kind: s
 
 
 @pytest.mark.parametrize(
-    ("what", "status", "error"),
-    [("auth", 401, ProtocolError), ("auth", 400, ProtocolError), ("attest", 403, VerificationError),
-     ("attest", 400, ProtocolError)],
-)  # fmt: skip
+    ("what", "status", "detail", "error"),
+    [
+        ("auth", 401, "version", ProtocolError),
+        ("auth", 400, "no", ProtocolError),
+        ("auth", 403, "no", ReleaseDenied),
+        ("attest", 401, f"RCAR handshake Attest failed (decision {DECISION})", VerificationError),
+        ("attest", 403, "no", VerificationError),
+        ("attest", 400, "no", ProtocolError),
+    ],
+)
 def test_a_refused_attestation_is_not_tried_again(
-    guest: Guest, what: str, status: int, error: type[RoomkeyError]
+    guest: Guest, what: str, status: int, detail: str, error: type[RoomkeyError]
 ) -> None:
     """Evidence that was judged and refused is refused the next time, too."""
     with guest.broker() as kbs:
-        kbs.script[what].append(refusal(status, "AttestationError", "no"))
-        with pytest.raises(error):
+        kbs.script[what].append(refusal(status, "AttestationError", detail))
+        with pytest.raises(error) as caught:
             guest.fetch(kbs)
+        assert type(caught.value) is error
         assert len(kbs.asked(what)) == 1
 
 
-@pytest.mark.parametrize(("status", "kind"), [(401, "JweError"), (400, "Other"), (500, "Other")])
+@pytest.mark.parametrize(("status", "kind"), [(401, "JweError"), (400, "Other"), (500, "PluginInternalError")])
 def test_a_broker_that_cannot_say_is_no_refusal(guest: Guest, status: int, kind: str) -> None:
     """A failure of the broker itself is a ProtocolError, and does not end the search."""
     with guest.broker() as kbs, guest.broker() as second:
