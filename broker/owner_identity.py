@@ -29,7 +29,7 @@ from keys.messages import ResourcePath
 OwnerKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
 ALGORITHMS = ("ed25519", "es256")
-MAX_FILE_BYTES = 64 * 1024
+MAX_KEY_FILE_BYTES = 64 * 1024
 _MEMBERS = frozenset(("owner", "broker", "audience", "ca_file", "key_file"))
 
 
@@ -133,7 +133,7 @@ def create(
 def load(path: Path) -> Identity:
     """The identity in `path`. Raises ConfigError."""
     try:
-        text = path.read_bytes()[: MAX_FILE_BYTES + 1]
+        text = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             "no owner identity on this machine",
@@ -178,7 +178,7 @@ def _private_key(path: Path) -> OwnerKey:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-            pem = file.read(MAX_FILE_BYTES)
+            pem = file.read(MAX_KEY_FILE_BYTES)
     except OSError as error:
         raise ConfigError("cannot read the owner's key", found=str(error)) from None
     if mode & 0o077:

@@ -275,6 +275,16 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, ca_pem: bytes) ->
     assert refused.value.mend == f"chmod 600 {key}"
 
 
+def test_a_key_behind_a_link_is_refused(tmp_path: Path, ca_pem: bytes) -> None:
+    """A symbolic link in the key's place is not followed."""
+    identity_for(tmp_path, "https://broker.example", ca_pem)
+    key = tmp_path / "id" / "identity.key"
+    key.rename(tmp_path / "elsewhere.key")
+    key.symlink_to(tmp_path / "elsewhere.key")
+    with pytest.raises(ConfigError, match="cannot read the owner's key"):
+        load(tmp_path / "id" / "identity.toml")
+
+
 def test_calls_travel_signed_and_answers_come_back(tmp_path: Path, server: Server) -> None:
     """Method, path, body and signature arrive over TLS 1.3; the answer's JSON is handed back."""
     server.answer = b'{"version":2}'
