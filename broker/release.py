@@ -9,7 +9,8 @@
  (4) The claims are appraised; the machine's clock must not have gone back.
  (5) Custody opens the key.
  (6) The line in the ledger is durable.
- (7) The key is wrapped to the key that the evidence was bound to, for a TPM known by its EK with the activation secret.
+ (7) The key is wrapped to the key that the evidence was bound to, and for a session that declared a TPM with the
+     activation secret besides, which only that TPM opened.
 
 Whoever is denied learns only the id of the line: no such owner, key or rule looks the same as the wrong measurement.
 """
