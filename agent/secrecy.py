@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import resource
 
+from keys.errors import AttesterError
+
 PR_SET_DUMPABLE = 4
 
 
 def forbid_core_dumps() -> None:
-    """No core file, no core piped to a crash handler, no ptrace by another process of this user. prctl(2), core(5)."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """No core file, no core piped to a crash handler, no ptrace by another process of this user. prctl(2), core(5).
+
+    Raises AttesterError.
+    """
     import ctypes  # noqa: PLC0415
 
     # The limit does not hold for a core_pattern that is a pipe; a process that is not dumpable is never dumped.
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise AttesterError("core dumps cannot be forbidden", mend="see what keeps this process from prctl(2)")
 
 
 def wipe(secret: bytearray) -> None:

@@ -30,7 +30,7 @@ from keys.strictjson import compact
 from keys.tee import Tee
 from tests.fakes.boot import Boot, pcr_values
 from tests.fakes.ek_ca import EkCa
-from tests.fakes.swtpm import SoftwareTpm, available, nv_write, persist, set_up_with_swtpm_setup
+from tests.fakes.swtpm import SoftwareTpm, available, nv_define, nv_write, persist, set_up_with_swtpm_setup
 
 pytestmark = pytest.mark.skipif(not available(), reason="swtpm is not installed")
 
@@ -168,6 +168,25 @@ def test_a_certificate_of_another_tpm_is_not_declared(tpm: SoftwareTpm, tmp_path
         certificate = other.manufacture(CA)
     with tpm.open() as client:
         nv_write(client, EK_PROFILES[0].certificate_index, certificate)
+    with attester(tpm) as machine:
+        assert machine.ek is None
+
+
+def test_keys_that_do_not_fit_are_flushed_at_once(tpm: SoftwareTpm, tmp_path: Path) -> None:
+    """Four certificates of another TPM do not use up the three object slots of this one."""
+    with SoftwareTpm(tmp_path / "other") as other:
+        certificates = {p.certificate_index: other.manufacture(CA, p, chain=False) for p in EK_PROFILES}
+    with tpm.open() as client:
+        for index, certificate in certificates.items():
+            nv_write(client, index, certificate)
+    with attester(tpm) as machine:
+        assert machine.ek is None
+
+
+def test_an_area_that_cannot_be_read_is_passed_over(tpm: SoftwareTpm) -> None:
+    """An NV area that was defined and never written is as good as none."""
+    with tpm.open() as client:
+        nv_define(client, EK_PROFILES[0].certificate_index, 100)
     with attester(tpm) as machine:
         assert machine.ek is None
 

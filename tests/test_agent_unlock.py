@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from agent import unlock
+from agent.secrecy import forbid_core_dumps
 from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
-from keys.errors import ConfigError, VolumeError
+from keys.errors import AttesterError, ConfigError, VolumeError
 
 needs_cryptsetup = pytest.mark.skipif(
     shutil.which("cryptsetup", path=unlock.ENVIRONMENT["PATH"]) is None, reason="cryptsetup is not installed"
@@ -181,6 +182,21 @@ def test_device_mapper_is_found_where_it_is(tmp_path: Path) -> None:
     control.touch()
     assert has_device_mapper(str(misc), str(control))
     assert has_device_mapper(missing, str(control))
+
+
+def test_a_process_that_can_be_dumped_gets_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel refuses, the agent stops before it has a key."""
+
+    class Refusing:
+        def __init__(self, *_: object) -> None: ...
+
+        def prctl(self, *_: int) -> int:
+            return -1
+
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("ctypes.CDLL", Refusing)
+    with pytest.raises(AttesterError, match="core dumps"):
+        forbid_core_dumps()
 
 
 def test_a_process_with_a_key_is_never_dumped() -> None:

@@ -223,42 +223,58 @@ COUNTED = u32(1) + pcr_selection(ALG_SHA256, [0])
 PRIMARY_REST = 2 * u16(0) + bytes(6) + u16(0)  # creation data and hash, ticket
 FIRST, SECOND = (u32(n) + pcr_selection(ALG_SHA256, [0]) + u32(1) + tpm2b(bytes(32)) for n in (1, 2))
 
-LIES: dict[str, tuple[Callable[[tpm2.Tpm], object], bytes]] = {
-    "another tag": (lambda t: t.get_random(1), authorized(tpm2b(b"x"))),
-    "bytes after random": (lambda t: t.get_random(1), response(tpm2b(b"x") + b"!")),
+LIES: dict[str, tuple[Callable[[tpm2.Tpm], object], bytes, str]] = {
+    "another tag": (lambda t: t.get_random(1), authorized(tpm2b(b"x")), "another tag"),
+    "bytes after random": (lambda t: t.get_random(1), response(tpm2b(b"x") + b"!"), "after its end"),
     "bytes after sessions": (
         lambda t: t.create_primary(tpm2.RH_ENDORSEMENT, AK_TEMPLATE),
         authorized(b"", handle=u32(1), sessions=2),
+        "after its end",
     ),
     "parameters longer than the answer": (
         lambda t: t.quote(1, b"", ALG_SHA256, [0]),
         response(u32(99) + b"x", tag=0x8002),
+        "in the middle",
     ),
     "a key with another Name": (
         lambda t: t.create_primary(tpm2.RH_ENDORSEMENT, AK_TEMPLATE),
         authorized(tpm2b(AK_TEMPLATE) + PRIMARY_REST + tpm2b(bytes(34)), handle=u32(1)),
+        "the Name",
     ),
     "a read key with another Name": (
         lambda t: t.read_public(1),
         response(tpm2b(AK_TEMPLATE) + tpm2b(bytes(34)) + tpm2b(bytes(34))),
+        "the Name",
     ),
-    "no bank": (lambda t: t.pcr_read(ALG_SHA384, [0]), response(u32(1) + pcr_selection(ALG_SHA384, []) + u32(0))),
-    "another bank": (lambda t: t.pcr_read(ALG_SHA384, [0]), response(FIRST)),
-    "another PCR": (lambda t: t.pcr_read(ALG_SHA256, [1]), response(FIRST)),
-    "no PCR value": (lambda t: t.pcr_read(ALG_SHA256, [0]), response(COUNTED + u32(0))),
-    "bytes after PCR values": (lambda t: t.pcr_read(ALG_SHA256, [0]), response(FIRST + b"!")),
-    "another capability": (lambda t: t.handles(0, 1), response(b"\0" + u32(6) + u32(0))),
-    "too many handles": (lambda t: t.handles(0, 1), response(b"\0" + u32(1) + u32(255) + bytes(1020))),
-    "no manufacturer": (lambda t: t.manufacturer(), response(b"\0" + u32(6) + u32(1) + u32(0x106) + b"SOME")),
-    "two properties": (lambda t: t.manufacturer(), response(b"\0" + u32(6) + u32(2) + bytes(16))),
+    "no bank": (
+        lambda t: t.pcr_read(ALG_SHA384, [0]),
+        response(u32(1) + pcr_selection(ALG_SHA384, []) + u32(0)),
+        "no sha384 bank",
+    ),
+    "another bank": (lambda t: t.pcr_read(ALG_SHA384, [0]), response(FIRST), "other PCRs"),
+    "another PCR": (lambda t: t.pcr_read(ALG_SHA256, [1]), response(FIRST), "other PCRs"),
+    "no PCR value": (lambda t: t.pcr_read(ALG_SHA256, [0]), response(COUNTED + u32(0)), "other PCRs"),
+    "bytes after PCR values": (lambda t: t.pcr_read(ALG_SHA256, [0]), response(FIRST + b"!"), "after its end"),
+    "another capability": (lambda t: t.handles(0, 1), response(b"\0" + u32(6) + u32(0)), "another capability"),
+    "too many handles": (
+        lambda t: t.handles(0, 1),
+        response(b"\0" + u32(1) + u32(255) + bytes(1020)),
+        "too long a list",
+    ),
+    "no manufacturer": (
+        lambda t: t.manufacturer(),
+        response(b"\0" + u32(6) + u32(1) + u32(0x106) + b"SOME"),
+        "does not state",
+    ),
+    "two properties": (lambda t: t.manufacturer(), response(b"\0" + u32(6) + u32(2) + bytes(16)), "too long a list"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_refused(lie: str) -> None:
     """An answer that does not have its command's form is an AttesterError."""
-    ask, answer = LIES[lie]
-    with pytest.raises(AttesterError):
+    ask, answer, words = LIES[lie]
+    with pytest.raises(AttesterError, match=words):
         ask(lying(answer))
 
 

@@ -210,7 +210,7 @@ class TpmAttester:
         return None
 
     def _certificate(self, profile: EkProfile) -> bytes:
-        stored = split_certificates(self._tpm.nv_read(profile.certificate_index))
+        stored = split_certificates(self._nv(profile.certificate_index))
         return stored[0] if stored else b""
 
     def _ek_of(self, profile: EkProfile, certificate: bytes, stack: ExitStack) -> tpm2.Primary | None:
@@ -220,13 +220,24 @@ class TpmAttester:
             key = self._tpm.read_public(handle)
             if key.public.startswith(prefix) and certifies(certificate, key.public, prefix):
                 return key
-        key = stack.enter_context(self._tpm.primary(tpm2.RH_ENDORSEMENT, profile.template))
-        return key if certifies(certificate, key.public, prefix) else None
+        with ExitStack() as attempt:
+            key = attempt.enter_context(self._tpm.primary(tpm2.RH_ENDORSEMENT, profile.template))
+            if not certifies(certificate, key.public, prefix):
+                return None
+            stack.push(attempt.pop_all())
+            return key
 
     def _chain(self, present: list[int]) -> list[bytes]:
         """Issuers' certificates from NV, as many as a message may carry beside the leaf."""
-        stored = b"".join(self._tpm.nv_read(index) for index in present if index >= CHAIN_FIRST)
+        stored = b"".join(self._nv(index) for index in present if index >= CHAIN_FIRST)
         return split_certificates(stored)[: MAX_CERTIFICATES - 1]
+
+    def _nv(self, index: int) -> bytes:
+        """What an NV area holds; nothing where the TPM does not let it be read, as if it were not there."""
+        try:
+            return self._tpm.nv_read(index)
+        except tpm2.TpmError:
+            return b""
 
 
 def certifies(certificate: bytes, public: bytes, prefix: bytes) -> bool:

@@ -143,9 +143,9 @@ def persist(tpm: tpm2.Tpm, key: int, handle: int) -> None:
     tpm.run("TPM2_EvictControl", 0x120, handles=(tpm2.RH_OWNER, key), sessions=(tpm2.RS_PW,), parameters=u32(handle))
 
 
-def nv_write(tpm: tpm2.Tpm, index: int, data: bytes) -> None:
-    """Define the NV area `index` as large as `data`, by platform authorization, and fill it."""
-    public = u32(index) + u16(ALG_SHA256) + u32(NV_CERTIFICATE_ATTRIBUTES) + tpm2b(b"") + u16(len(data))
+def nv_define(tpm: tpm2.Tpm, index: int, size: int) -> None:
+    """Define an NV area by platform authorization."""
+    public = u32(index) + u16(ALG_SHA256) + u32(NV_CERTIFICATE_ATTRIBUTES) + tpm2b(b"") + u16(size)
     tpm.run(
         "TPM2_NV_DefineSpace",
         0x12A,
@@ -153,6 +153,11 @@ def nv_write(tpm: tpm2.Tpm, index: int, data: bytes) -> None:
         sessions=(tpm2.RS_PW,),
         parameters=tpm2b(b"") + tpm2b(public),
     )
+
+
+def nv_write(tpm: tpm2.Tpm, index: int, data: bytes) -> None:
+    """Define the NV area `index` as large as `data`, and fill it."""
+    nv_define(tpm, index, len(data))
     for offset in range(0, len(data), NV_CHUNK_BYTES):
         tpm.run(
             "TPM2_NV_Write",
