@@ -83,6 +83,13 @@ class BrokerServer:
         self.stop()
 
     @property
+    def group(self) -> int:
+        """The process group of the broker and its workers."""
+        if self._process is None:
+            raise RuntimeError("the broker is not running")
+        return self._process.pid
+
+    @property
     def context(self) -> ssl.SSLContext:
         """For a client that trusts this broker's CA alone."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench`: what a release costs, beside the bare cryptography, in one run."""
