@@ -64,6 +64,7 @@ TYPES: Mapping[int, str] = {
 _MEDIA_PATH = 4  # device path node type
 _FILE_PATH = 4  # its sub-types
 _FIRMWARE_FILE = 6
+_SLASH = "\\"
 _END_OF_PATH = 0x7F
 _LOAD_OPTION_HEADER = 6  # u32 attributes and u16 path length before an EFI_LOAD_OPTION's description
 
@@ -132,7 +133,7 @@ def _image(data: bytes) -> str:
             break
         if kind == _MEDIA_PATH and sub_type == _FILE_PATH:
             part = _printable(node.decode("utf-16-le", "replace"))
-            words = f"{words}\\{part}".replace("\\\\", "\\") if words else part
+            words = f"{words.rstrip(_SLASH)}{_SLASH}{part.lstrip(_SLASH)}" if words else part
         elif kind == _MEDIA_PATH and sub_type == _FIRMWARE_FILE and len(node) == 16:
             words = f"firmware file {UUID(bytes_le=node)}"
     return words or f"image of {size} bytes, no file"
