@@ -162,7 +162,6 @@ def _check_wanted(path: ResourcePath, wanted: _Wanted, announced: str | None, tr
         "key has a release rule",
         wanted.rule is not None,
         expected="a rule; without one nobody gets the key",
-        found="a rule" if wanted.rule is not None else "none",
         mend=f"roomkey rule set {path} --image NAME --platform tpm --instance NAME",
     )
     return wanted.key if ours and exists and ruled else None

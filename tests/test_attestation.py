@@ -427,6 +427,16 @@ def test_without_the_store_nobody_is_attested(house: House, tpm: FakeTpm, method
     assert house.store.session_attestation(session.store_name(session_id), house.now) is None
 
 
+def test_a_session_that_could_not_be_read_is_not_judged(
+    house: House, tpm: FakeTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A challenge that was not there when the message was read, but is when it is taken, counts as refused."""
+    guest = Guest(tpm, declare=True)
+    session_id, challenge = house.challenge(guest)
+    monkeypatch.setattr(type(house.store), "session", lambda *_: None)
+    refused(house, session_id, guest.attestation(challenge), FreshnessError)
+
+
 def test_no_secret_is_in_the_store(house: House, tpm: FakeTpm, tmp_path: Path) -> None:
     """Neither the session id nor the activation secret nor the token is anywhere in what the store holds."""
     guest = Guest(tpm, declare=True)
