@@ -379,9 +379,9 @@ def test_empty_ledger_is_whole(store: Store) -> None:
 
 def test_long_ledger_is_followed_to_its_end(store: Store) -> None:
     """The chain is checked to its last line, however many pages that takes."""
-    for number in range(1001):
+    for number in range(401):
         store.append(id_=str(number), owner="", at=NOW, kind="", verdict="", subject="", body={})
-    assert store.verify_chain() == 1001
+    assert store.verify_chain() == 401
 
 
 def test_ledger_lines_belong_to_one_owner(store: Store) -> None:

@@ -326,9 +326,14 @@ def test_read_only_file_is_unavailable(path: Path) -> None:
 # --- erasure ---
 
 
+def without_waiting_for_the_disk(store: SqliteStore) -> None:
+    store._durable.execute("PRAGMA synchronous = OFF")
+
+
 def test_destroyed_keys_are_nowhere_in_the_files(path: Path, store: SqliteStore) -> None:
     """After destruction no piece of a key's sealed bytes is in the file or its log, and all other keys still open."""
     chance = random.Random(7)
+    without_waiting_for_the_disk(store)
     names = [f"{chance.getrandbits(64):x}" for _ in range(300)]
     kept = {}
     for name in names:
@@ -353,6 +358,7 @@ def test_destroyed_keys_leave_nothing_where_pages_were_split(path: Path, store: 
     Erasing the rows alone leaves one such copy in this very order of writes.
     """
     chance = random.Random(0)
+    without_waiting_for_the_disk(store)
     for number in range(120):
         store.put_key(replace(sealed_key(str(number)), sealed=chance.randbytes(71)))
     keys = sorted(store.sealed_keys(None, 120), key=lambda key: int(key.tag))

@@ -23,7 +23,7 @@ from keys.errors import Conflict, NotFound, Unavailable
 
 SESSION_MEMORY_MS = 15 * 60_000  # how long a dead challenge is still recognised
 PURGE_ROWS = 1000  # of each table, in one call of `purge`
-PAGE_ROWS = 500  # read at once while the chain is verified
+PAGE_ROWS = 200  # read at once while the chain is verified
 
 _KEY = (
     "SELECT owner, type, tag, version, state, created_at, created_by, {} FROM key LEFT JOIN key_material ON key = id "

@@ -7,8 +7,9 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from keys.errors import ConfigError, ProtocolError, Unavailable
 
-BUSY_TIMEOUT_S = 5.0  # how long one call waits for other writers
+BUSY_TIMEOUT_S = 5.0  # how long one call waits for others
+BUSY_POLL_S = 0.0005  # between two attempts
 FILE_MODE = 0o600
 
 Row = tuple[Any, ...]
@@ -43,7 +45,7 @@ class Engine:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._pid = os.getpid()
-        # Threads queue here and not in SQLite, whose waiting is sleeping; only processes meet there.
+        # Threads queue here, where the next one is woken; only processes have to poll for each other.
         self._writers = threading.Lock()
         self._readers: deque[sqlite3.Connection] = deque()
         self._closed = False
@@ -62,20 +64,20 @@ class Engine:
             except IndexError:
                 connection = self._connect("NORMAL")
             try:
-                return connection.execute(sql, values).fetchall()
+                return _patiently(connection, sql, values)
             finally:
                 self._readers.append(connection)
 
     def write(self, connection: sqlite3.Connection, sql: str, *values: object) -> list[Row]:
         """One statement that is a transaction of its own. It is done when its last row is fetched, not before."""
         with self._writing():
-            return connection.execute(sql, values).fetchall()
+            return _patiently(connection, sql, values)
 
     @contextmanager
     def transaction(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         """All of the block, or nothing of it."""
         with self._writing():
-            connection.execute("BEGIN IMMEDIATE")
+            _patiently(connection, "BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -86,7 +88,10 @@ class Engine:
     def empty_log(self) -> bool:
         """Move the write-ahead log into the file and cut it to nothing. False if others held on to it too long."""
         with self._writing():
+            # Here SQLite waits itself: it keeps the locks that it has got while it waits for the rest.
+            self.durable.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}").fetchall()
             [(busy, _, _)] = self.durable.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.durable.execute("PRAGMA busy_timeout = 0").fetchall()
         return not busy
 
     def close(self) -> None:
@@ -113,7 +118,7 @@ class Engine:
             raise RuntimeError("a store is used while it is open, and in the process that opened it")
 
     def _connect(self, synchronous: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         # Temporary tables, too, may hold sealed keys: in memory, never in a file.
         for pragma in (
             "secure_delete = ON",
@@ -121,8 +126,23 @@ class Engine:
             "foreign_keys = ON",
             "temp_store = MEMORY",
         ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
+            _patiently(connection, f"PRAGMA {pragma}")
         return connection
+
+
+def _patiently(connection: sqlite3.Connection, sql: str, values: Sequence[object] = ()) -> list[Row]:
+    """All rows of one statement, tried again while another process has the file.
+
+    SQLite's own waiting sleeps longer with every turn, up to 100 ms, so that whoever waited longest waits longer still.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            return connection.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_POLL_S)
 
 
 def _make_private(path: Path) -> None:
@@ -154,10 +174,10 @@ def _make_private(path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the file to the newest schema: migrations/NNNN_*.sql in order, counted in `user_version`."""
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    _patiently(connection, "PRAGMA journal_mode = WAL")
     folder = resources.files("broker.store").joinpath("migrations")
     steps = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    connection.execute("BEGIN IMMEDIATE")
+    _patiently(connection, "BEGIN IMMEDIATE")
     try:
         [(version,)] = connection.execute("PRAGMA user_version").fetchall()
         if version > len(steps):
