@@ -80,26 +80,24 @@ def show_error(error: RoomkeyError) -> None:
             click.echo(f"  {name.ljust(10)}  {printable(value)}", err=True)
 
 
-def trace(checks: Sequence[dict[str, str]]) -> None:
-    """Print a decision's checks by stage, then once more what failed, and at the end what mends it."""
+def trace(checks: Sequence[dict[str, str]], *, verbose: bool) -> None:
+    """Print a decision's checks by stage, a line each, then what failed with its values, and at the end what mends it.
+
+    `verbose`: the values of all the other checks too.
+    """
     width = max((len(check["verdict"]) for check in checks), default=0)
     for stage in Stage:
         of_stage = [check for check in checks if check["stage"] == stage]
         if of_stage:
             click.secho(f"\n{stage}", bold=True)
         for check in of_stage:
-            _check(check, width)
+            click.echo(f"  {verdict(check['verdict'], width=width)}  {printable(check['name'])}")
+            text = printable(check["found"] or check["expected"])
+            if verbose and text and check["verdict"] != FAILED:
+                click.secho(f"{' ' * (width + 6)}{text}", dim=True)
     failed = [check for check in checks if check["verdict"] == FAILED]
     if failed:
         _summary(failed)
-
-
-def _check(check: dict[str, str], width: int) -> None:
-    click.echo(f"  {verdict(check['verdict'], width=width)}  {printable(check['name'])}")
-    if check["verdict"] == FAILED:
-        fields([("expected", check["expected"]), ("found", check["found"])], indent=width + 6)
-    elif text := printable(check["found"] or check["expected"]):
-        click.secho(f"{' ' * (width + 6)}{text}", dim=True)
 
 
 def _summary(failed: Sequence[dict[str, str]]) -> None:

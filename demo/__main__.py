@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.stage import BIN, Failed, Stage
-from demo.tap import Tap
+from demo.tap import Message, Tap
 from tests.fakes.boot import Boot
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
@@ -159,7 +159,7 @@ def _refusals(
     tpm.reset()
     tpm.measure_boot(TAMPERED, log)
     done = stage.run(*unlock, *map(str, tapped))
-    shown = _explained(stage, done, acme)
+    shown = _explained(stage, done, acme, whole=True)
     stage.expect(done.returncode == DENIED, "the tampered guest gets nothing but a decision's number")
     stage.expect("vmlinuz-6.1.0-31.efi" in shown and "PCR 4" in shown, "the owner reads which boot event differs")
 
@@ -170,11 +170,17 @@ def _refusals(
     stage.expect(again.status == 401, "the challenge was burnt by its first use")
     stage.tell("Then it opens a new session, and sends the old evidence there.")
     fresh = tap.send("POST", asked.path, asked.headers, asked.body)
-    cookie = next(value for name, value in fresh.answer_headers.items() if name.lower() == "set-cookie").split(";")[0]
-    again = tap.send("POST", recorded.path, {**recorded.headers, "Cookie": cookie}, recorded.body)
+    again = tap.send("POST", recorded.path, _with_cookie_of(fresh, recorded), recorded.body)
     stage.show(f"{again.status} {again.answer.decode()}")
     shown = _explain(stage, _decision_in(again.answer.decode()), acme)
     stage.expect(again.status == 401 and "nonce" in shown, "old evidence does not answer a new challenge")
+    stage.tell("At last it writes the new nonce beside the old quote.")
+    fresh = tap.send("POST", asked.path, asked.headers, asked.body)
+    message = json.loads(recorded.body)
+    message["runtime-data"]["nonce"] = json.loads(fresh.answer)["nonce"]
+    again = tap.send("POST", recorded.path, _with_cookie_of(fresh, recorded), json.dumps(message).encode())
+    shown = _explain(stage, _decision_in(again.answer.decode()), acme)
+    stage.expect(again.status == 401 and "extraData" in shown, "the TPM signed the old nonce, and nothing else counts")
 
     stage.chapter("Refused: another machine in the same state")
     other_log = room / "other-eventlog"
@@ -259,16 +265,24 @@ def _wait(process: subprocess.Popen[bytes], port: int, ca: Path, log: Path) -> N
 
 def _newest(stage: Stage, env: dict[str, str], kind: str) -> dict[str, str]:
     listed = stage.run("roomkey", "decision", "list", "--json", env=env, quiet=True)
-    decisions: list[dict[str, str]] = json.loads(listed.stdout)
+    decisions: list[dict[str, str]] = json.loads(listed.stdout)["decisions"]
     return next(decision for decision in decisions if decision["kind"] == kind)
 
 
-def _explained(stage: Stage, done: subprocess.CompletedProcess[str], env: dict[str, str]) -> str:
-    return _explain(stage, _decision_in(done.stderr), env)
+def _with_cookie_of(fresh: Message, recorded: Message) -> dict[str, str]:
+    cookie = next(value for name, value in fresh.answer_headers.items() if name.lower() == "set-cookie")
+    return {**recorded.headers, "Cookie": cookie.partition(";")[0]}
 
 
-def _explain(stage: Stage, decision: str, env: dict[str, str]) -> str:
-    return stage.run("roomkey", "decision", "show", decision, env=env).stdout
+def _explained(
+    stage: Stage, done: subprocess.CompletedProcess[str], env: dict[str, str], *, whole: bool = False
+) -> str:
+    return _explain(stage, _decision_in(done.stderr), env, whole=whole)
+
+
+def _explain(stage: Stage, decision: str, env: dict[str, str], *, whole: bool = False) -> str:
+    """What the owner reads about a decision; printed from its summary on, or whole."""
+    return stage.run("roomkey", "decision", "show", decision, env=env, after="" if whole else "What failed").stdout
 
 
 def _decision_in(text: str) -> str:

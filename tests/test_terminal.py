@@ -77,7 +77,7 @@ def _trace() -> list[dict[str, str]]:
 
 def test_a_trace_goes_by_stage_and_ends_with_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     """Every check stands once under its stage; the end repeats each failed one, and then what mends it, each once."""
-    terminal.trace(_trace())
+    terminal.trace(_trace(), verbose=False)
     checks, _, summary = capsys.readouterr().out.partition("What failed (2 checks)")
     assert checks.count("measurement") == 1
     places = [checks.index(word) for word in ("root of trust", "challenge", "nonce", "measurement", "PCR 4", "PCR 7")]
@@ -95,17 +95,25 @@ def test_a_trace_goes_by_stage_and_ends_with_what_failed(capsys: pytest.CaptureF
     ]
 
 
+def test_values_of_passed_checks_are_shown_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line each is what one reads first; `--verbose` adds what was found."""
+    terminal.trace(_trace(), verbose=False)
+    assert "unused" not in capsys.readouterr().out
+    terminal.trace(_trace(), verbose=True)
+    assert "unused" in capsys.readouterr().out
+
+
 def test_a_failure_without_a_mend_has_no_empty_heading(capsys: pytest.CaptureFixture[str]) -> None:
     """Where nothing would help, nothing is promised."""
     trace = Trace()
     trace.check(Stage.TRUST, "nonce", False)
-    terminal.trace(trace.to_json())
+    terminal.trace(trace.to_json(), verbose=False)
     assert capsys.readouterr().out.splitlines()[-1] == "  1. nonce"
 
 
 def test_a_trace_without_failures_has_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing failed, nothing repeated."""
-    terminal.trace(_trace()[:1])
+    terminal.trace(_trace()[:1], verbose=False)
     assert "failed" not in capsys.readouterr().out
 
 
@@ -114,7 +122,7 @@ def test_colour_only_where_a_terminal_reads() -> None:
 
     @click.command()
     def show() -> None:
-        terminal.trace(_trace())
+        terminal.trace(_trace(), verbose=False)
 
     assert "\x1b" not in CliRunner().invoke(show).output
     assert "\x1b[31m" in CliRunner().invoke(show, color=True).output

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
-from broker.cli.options import as_owner, json_flag
+from broker.cli.options import as_owner, json_flag, verbose_flag
 from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, trace, verdict, when
@@ -70,9 +70,10 @@ def list_(client: Caller, kind: str | None, subject: str | None, limit: int, bef
 
 @decision.command()
 @click.argument("id_", metavar="ID")
+@verbose_flag
 @json_flag
 @as_owner
-def show(client: Caller, id_: str, as_json: bool) -> None:
+def show(client: Caller, id_: str, verbose: bool, as_json: bool) -> None:
     """Show one decision: every check in order, and at the end what failed and what mends it.
 
     \b
@@ -95,7 +96,7 @@ def show(client: Caller, id_: str, as_json: bool) -> None:
         ],
         indent=2,
     )
-    trace(body.get("trace", []))
+    trace(body.get("trace", []), verbose=verbose)
 
 
 def _words(value: Any) -> str:

@@ -178,7 +178,7 @@ def _claims(evidence: EvidenceFile) -> Claims:
     """What the quote proves under the attestation key that the file names. Raises VerificationError."""
     judgement = judge(Tee.TPM, evidence.raw, [], [], datetime.now(UTC), {"ak_name": evidence.ak_name})
     if judgement.claims is None:
-        trace(judgement.trace.to_json())
+        trace(judgement.trace.to_json(), verbose=False)
         raise VerificationError("the evidence in the file is not genuine", mend="make a new file in the guest")
     return judgement.claims
 

@@ -22,6 +22,7 @@ MAX_INPUT_BYTES = 1024 * 1024  # of a file that a command reads
 Command = Callable[..., Any]
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+verbose_flag = click.option("-v", "--verbose", is_flag=True, help="Also the values of checks that passed.")
 config_file = click.option(
     "--config",
     "config_path",

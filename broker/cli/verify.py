@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from broker.claims import Claims
-from broker.cli.options import json_flag, read_input
+from broker.cli.options import json_flag, read_input, verbose_flag
 from broker.terminal import fields, print_json, show_error, trace, verdict
 from broker.trace import Verdict
 from broker.verifiers.offline import MAX_FILE_BYTES, judge
@@ -74,11 +74,12 @@ class Expectation(click.ParamType[tuple[str, str]]):
     metavar="NAME=VALUE",
     help="What a claim must be, like ak_name=HEX, sha256:4=HEX, secure_boot=true. [repeatable]",
 )
+@verbose_flag
 @json_flag
 @click.pass_context
 def verify(
     ctx: click.Context, tee: str, evidence: Path, endorsements: tuple[Path, ...], roots: tuple[Path, ...],
-    at: datetime | None, expectations: tuple[tuple[str, str], ...], as_json: bool,
+    at: datetime | None, expectations: tuple[tuple[str, str], ...], verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge the evidence file EVIDENCE (- for standard input) of the platform TEE, with the broker's own verifier.
 
@@ -113,7 +114,7 @@ def verify(
         click.echo(verdict(word))
         if judgement.claims is not None:
             _print(judgement.claims)
-        trace(judgement.trace.to_json())
+        trace(judgement.trace.to_json(), verbose=verbose)
     ctx.exit(GENUINE if genuine else REFUSED)
 
 
