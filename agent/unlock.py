@@ -96,8 +96,10 @@ def _run(command: list[str], key: bytearray) -> tuple[int, str]:
         assert process.stdin is not None
         assert process.stderr is not None
         try:
-            with process.stdin:
-                process.stdin.write(key)
+            with process.stdin, memoryview(key) as view:
+                written = 0
+                while written < len(view):
+                    written += process.stdin.write(view[written:])
         except BrokenPipeError:
             pass  # it ended before it read; its status says why
         try:

@@ -153,13 +153,17 @@ def test_a_persistent_endorsement_key_is_used(tpm: SoftwareTpm) -> None:
 
 
 def test_a_persistent_key_that_is_not_the_certified_one_is_passed_over(tpm: SoftwareTpm) -> None:
-    """Another key under a persistent handle, or one of another kind, does not stand in for the EK."""
-    with tpm.open() as client, client.primary(tpm2.RH_ENDORSEMENT, AK_TEMPLATE) as key:
-        persist(client, key.handle, 0x81010001)
+    """Neither a key of another kind nor another key of the EK's kind stands in for it."""
+    sibling = EK_PROFILES[0].template[:-1] + b"\1"
+    with tpm.open() as client:
+        for template, handle in ((AK_TEMPLATE, 0x81010001), (sibling, 0x81010002)):
+            with client.primary(tpm2.RH_ENDORSEMENT, template) as key:
+                persist(client, key.handle, handle)
     tpm.manufacture(CA)
     with attester(tpm) as machine:
         assert machine.ek is not None
-        assert machine.ek.key.handle != 0x81010001
+        assert machine.ek.key.handle >= 0x80000000
+        assert machine.ek.key.handle not in {0x81010001, 0x81010002}
 
 
 def test_a_certificate_of_another_tpm_is_not_declared(tpm: SoftwareTpm, tmp_path: Path) -> None:

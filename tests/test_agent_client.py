@@ -337,7 +337,7 @@ def test_a_broken_broker_is_passed_over(guest: Guest, tmp_path: Path) -> None:
 def test_a_brokers_words_reach_the_console_harmless(guest: Guest) -> None:
     """Of what a broker says only printable ASCII is shown, and not much of it."""
     with guest.broker() as kbs:
-        kbs.script["auth"].append(refusal(400, "Bad\x1b[2J", "\x1b[31m\u202e" + 1000 * "x"))
+        kbs.script["auth"].append(refusal(400, "Bad\x1b[2J", "\x1b[31m\u202e\u00e9" + 1000 * "x"))
         with pytest.raises(ProtocolError) as caught:
             guest.fetch(kbs)
     text = str(caught.value)

@@ -44,6 +44,9 @@ def test_the_default_file_need_not_exist(tmp_path: Path, monkeypatch: pytest.Mon
     """Without --config a missing file means defaults, with it an error."""
     monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none"))
     assert load(None, {}) == Settings()
+    (tmp_path / "agent.toml").write_text("timeout = 7")
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "agent.toml"))
+    assert load(None, {}).timeout == 7
     with pytest.raises(ConfigError, match="no config file"):
         load(str(tmp_path / "none"), {})
 

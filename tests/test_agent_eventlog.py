@@ -49,7 +49,7 @@ def test_a_log_that_ends_early_is_refused(size: int) -> None:
         (event_log(BOOT.events(), ("sha384",)), "no sha256 digests"),
         (event_log([]) + struct.pack("<III", 0, 4, 1) + b"\xff\xff", "does not announce"),
         (event_log([]) + struct.pack("<III", 0, 4, 99), "too many"),
-        (event_log([]) + struct.pack("<III", 24, 4, 0) + bytes(4), "without a digest or a PCR"),
+        (event_log([]) + struct.pack("<III", 0, 4, 0) + bytes(4), "without a digest or a PCR"),
         (event_log([Event(24, 4, b"", b"")]), "without a digest or a PCR"),
     ],
 )

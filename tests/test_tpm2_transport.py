@@ -131,8 +131,9 @@ def test_a_port_without_a_tpm_is_an_attester_error() -> None:
     """A refused connection is an AttesterError."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(AttesterError, match="no TPM at"):
+    with pytest.raises(AttesterError, match="no TPM at") as caught:
         connect(f"swtpm:127.0.0.1:{port}", Deadline(1))
+    assert caught.value.found == "Connection refused"
 
 
 @needs_swtpm

@@ -13,7 +13,6 @@ EK templates and NV indices: TCG EK Credential Profile for TPM Family 2.0, level
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -205,7 +204,7 @@ class TpmAttester:
         for profile in EK_PROFILES:
             if profile.certificate_index in present:
                 certificate = self._certificate(profile)
-                if certificate and (key := self._ek_of(profile, certificate, stack)):
+                if key := self._ek_of(profile, certificate, stack):
                     return Ek(profile, key, (certificate, *self._chain(present)))
         return None
 
@@ -291,9 +290,7 @@ def read_event_log(path: str) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise AttesterError(
-            f"the event log {path} cannot be read", found=os.strerror(error.errno or 0), mend="run as root"
-        ) from None
+        raise AttesterError(f"the event log {path} cannot be read", found=error.strerror, mend="run as root") from None
     if len(log) > MAX_EVENT_LOG_BYTES:
         raise AttesterError(
             f"the event log {path} is too long to send",
