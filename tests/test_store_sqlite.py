@@ -53,9 +53,10 @@ def test_killed_process_loses_nothing_acknowledged(path: Path, round_: int) -> N
     with store_process("write", path, f"r{round_}") as process:
         start(process)
         assert process.stdout is not None
-        for count, text in enumerate(process.stdout):
+        enough = random.Random(round_).randint(30, 300)
+        for text in process.stdout:
             acknowledged.append(text.split())
-            if count == random.Random(round_).randint(30, 300):
+            if len(acknowledged) >= enough and {what for what, *_ in acknowledged} == {"key", "used", "line"}:
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     store = SqliteStore(path)
@@ -68,7 +69,6 @@ def test_killed_process_loses_nothing_acknowledged(path: Path, round_: int) -> N
             assert store.consume_session(name, NOW)[0] is Consumption.USED
         else:
             assert store.entry("acme", name).id == name
-    assert {line[0] for line in acknowledged} == {"key", "used", "line"}
     assert store.verify_chain() >= sum(line[0] == "line" for line in acknowledged)
     kept = store.sealed_keys(None, 10_000)
     assert len(kept) == len(store.keys("acme"))
