@@ -471,9 +471,3 @@ def test_custody_opens_nothing_for_a_denied_guest(house: House, tpm: FakeTpm, mo
     tpm.boot(Boot(kernel=b"another kernel"))
     denied(house, Guest(tpm, declare=True))
     assert calls == []
-
-
-def test_ids_of_decisions_are_opaque() -> None:
-    """ "d-" and twenty base32 characters out of the random source, nothing else in them."""
-    assert ledger.new_id(bytes) == "d-" + "a" * 20
-    assert ledger.new_id(lambda size: b"\xff" * size) == "d-" + "7" * 20

@@ -80,10 +80,13 @@ def test_a_rule_without_one_of_its_lists_is_refused(member: str) -> None:
         read_rule({name: value for name, value in RULE.items() if name != member})
 
 
-@pytest.mark.parametrize("text", ["images = ", "a = " + "[" * 3000, "x" * (16 * 1024 + 1)])
-def test_a_rule_that_is_not_toml_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("images = ", "not TOML"), ("a = " + "[" * 3000, "not TOML"), ("#" * (16 * 1024 + 1), "too long")],
+)
+def test_a_rule_that_is_not_toml_is_refused(text: str, word: str) -> None:
     """Broken, endlessly nested or endless text is a ProtocolError."""
-    with pytest.raises(ProtocolError, match="the rule is"):
+    with pytest.raises(ProtocolError, match=f"the rule is {word}"):
         parse_rule(text)
 
 
