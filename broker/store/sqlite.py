@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store in one SQLite file, for a broker on one machine: any number of threads and processes.
 
-What a decision stands on (a consumed challenge, keys, records, the ledger) is on the disk before the call returns:
-write-ahead log with synchronous=FULL. Fresh challenges, attestations, one-time ids and counters are written with
-synchronous=NORMAL: a killed process loses none of them, a power failure may lose the last ones, and the guest asks
-again. Every method is one transaction.
+Keys, records and the ledger are on the disk before the call returns: write-ahead log with synchronous=FULL. Challenges,
+attestations, one-time ids and counters are written with synchronous=NORMAL: a killed process loses none of them, a power
+failure may lose the last ones, and the guest asks again. Every method is one transaction.
+
+Why that is enough for a consumed challenge: both kinds go into one log, in order. The line in the ledger that follows
+every consumption takes it to the disk, before anything that was judged leaves the broker. If the power fails between
+the two, the challenge is good again, and nothing has come of its first use.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class SqliteStore:
     def consume_session(self, session: str, now: int) -> tuple[Consumption, dict[str, Any] | None]:
         # Checking and marking are one statement: no second caller can come between.
         taken = self._write(
-            self._durable,
+            self._quick,
             "UPDATE session SET used = 1 WHERE id = ? AND used = 0 AND expires_at > ? RETURNING body",
             session,
             now,
