@@ -2,8 +2,8 @@
 """The store in one SQLite file, for a broker on one machine: any number of threads and processes.
 
 Keys, records and the ledger are on the disk before the call returns: write-ahead log with synchronous=FULL. Challenges,
-attestations, one-time ids and counters are written with synchronous=NORMAL: a killed process loses none of them, a power
-failure may lose the last ones, and the guest asks again. Every method is one transaction.
+attestations, one-time ids and counters are written with synchronous=NORMAL: a killed process loses none of them, a
+power failure may lose the last ones, and the guest asks again. Every method is one transaction.
 
 Why that is enough for a consumed challenge: both kinds go into one log, in order. The line in the ledger that follows
 every consumption takes it to the disk, before anything that was judged leaves the broker. If the power fails between
