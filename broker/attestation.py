@@ -133,7 +133,9 @@ def _read(name: str, message: Attestation, services: Services) -> _Attempt | Non
 def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int, trace: Trace) -> Claims:
     nonce: str = attempt.challenge["nonce"]
     same = hmac.compare_digest(message.nonce.encode("utf-8"), nonce.encode("ascii"))
-    trace.require(Stage.ROOT_OF_TRUST, "nonce is this session's", same, error=FreshnessError)  # (3)
+    trace.require(Stage.ROOT_OF_TRUST, "nonce is this session's", same, expected=nonce, found=message.nonce,
+                  mend="recorded evidence, or two sessions mixed up: evidence is good for its own challenge only",
+                  error=FreshnessError)  # (3)  # fmt: skip
     activation = None
     if attempt.tpm is not None:
         activation = session.activation_secret(services.custody, attempt.session, nonce)

@@ -139,12 +139,13 @@ def _check_activation(
         found=ak.name,
         mend="ask for a new challenge with the key that quotes",
     )
-    expected = activation_proof(endorsements.activation, qualifying_data)
+    given = evidence.activation or b""
+    opened = hmac.compare_digest(given, activation_proof(endorsements.activation, qualifying_data))
     trace.require(
         Stage.TRUST,
         "TPM opened this session's credential",
-        hmac.compare_digest(evidence.activation or b"", expected),
-        found="another proof" if evidence.activation else "no proof",
+        opened,
+        found="its proof" if opened else "another proof" if given else "no proof",
         mend="the attestation key and the EK must be in one TPM, and the credential must be this session's",
     )
 
