@@ -57,6 +57,11 @@ _BY_TYPE: dict[str, type[RoomkeyError]] = {
     "PluginNotFound": NotFound,
     "JweError": ProtocolError,
 }
+_REFUSALS = {
+    "auth": "the broker gives this guest no challenge",
+    "attest": "the broker does not accept this guest's evidence",
+    "resource": "the broker does not release the key to this guest",
+}
 _UNAVAILABLE = frozenset((429, 502, 503, 504))
 
 
@@ -170,7 +175,8 @@ def _refusal(path: str, answer: Answer) -> RoomkeyError:
     kind, detail = _error_body(answer.body)
     decision = _DECISION.search(detail)
     error = _kind(kind, path, answer.status, judged=decision is not None)(
-        f"the broker says no to {path.split('/')[1]}", found=f"status {answer.status}, {kind}: {detail}"
+        _REFUSALS[path.split("/")[1]],
+        found=f"decision {decision[0]}" if decision else f"status {answer.status}, {kind}: {detail}",
     )
     if decision:
         error.decision = decision[0]

@@ -80,7 +80,7 @@ def test_a_key_that_is_not_there_is_one_line_and_a_status(machine: Machine) -> N
     done = machine.run("get", "o/disk/none")
     assert done.returncode == NotFound.exit_status
     assert done.stdout == b""
-    assert done.stderr.startswith(b"roomkey-agent: error: the broker says no to resource")
+    assert done.stderr.startswith(b"roomkey-agent: error: the broker does not release the key to this guest")
     assert done.stderr.count(b"\n") == 1
 
 
