@@ -20,6 +20,8 @@ class LineFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             text += f" ({record.exc_info[0].__name__})"  # neither its words nor its stack: they may quote a secret
         line = f"{at} {record.levelname} {record.name} {text}"
+        if line.isprintable():
+            return line
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
