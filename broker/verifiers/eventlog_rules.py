@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an event log may state, although types and data of its events are not authenticated.
 
-A replay proves digests only. An attacker who extended PCRs himself can label each digest as he likes, append events
+A replay proves digests only. Whoever extends PCRs can label each of those digests at will, append events
 and reorder those of different PCRs. These rules (TCG PC Client Platform Firmware Profile 1.06, sections 3.3 and 10.4)
 take from a log only what its digests force to be true:
 

@@ -64,6 +64,7 @@ TYPES: Mapping[int, str] = {
 _MEDIA_PATH = 4  # device path node type
 _FILE_PATH = 4  # its sub-types
 _FIRMWARE_FILE = 6
+_SPACES = str.maketrans("\0\t\r\n", "    ")  # what stands between words in command lines and lists
 _SLASH = "\\"
 _END_OF_PATH = 0x7F
 _LOAD_OPTION_HEADER = 6  # u32 attributes and u16 path length before an EFI_LOAD_OPTION's description
@@ -90,12 +91,15 @@ def _text(data: bytes) -> str:
         text = head[: len(head) & ~1].decode("utf-16-le", "replace").rstrip("\0")
     else:
         text = head.decode("utf-8", "replace").rstrip("\0")
-    if text and "\ufffd" not in text and all(c.isprintable() or c in "\0\t\n" for c in text):
-        return _printable(text)
+    plain = text.translate(_SPACES)
+    if plain and plain.isprintable() and "\ufffd" not in plain:
+        return plain.strip()
     return f"{len(data)} bytes" if data else ""
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 

@@ -13,7 +13,7 @@ or by an owner ("enrolled"):
     (5) the public area that the owner enrolled is, to the last byte, the one that quoted
 
 One object ties certificate, EK, AK Name and quote together: a step that trusted one of them for itself would let an
-attacker combine somebody else's certificate with his own key. Enrolment stands in only for (4), never for (2): a
+attacker combine somebody else's certificate with a key of their own. Enrolment stands in only for (4), never for (2): a
 session that declared a TPM must prove it.
 """
 
