@@ -283,6 +283,12 @@ def _kek_setup(broker: Path) -> StoredKey:
     return key
 
 
+def test_a_new_kek_is_named_so_that_the_config_finds_it(broker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting to copy has an absolute path: a relative one would be looked for beside the config."""
+    monkeypatch.chdir(broker.parent)
+    assert f'kek_file = "{broker / "kek-2"}"' in run("kek", "new", f"{broker.name}/kek-2").stderr
+
+
 def test_a_kek_is_rotated_and_the_old_one_is_not_needed_any_more(broker: Path) -> None:
     """After `kek new`, the config's change and `kek rotate`, the new KEK alone opens every key."""
     key = _kek_setup(broker)

@@ -47,7 +47,7 @@ def new(file: Path) -> None:
     click.echo(f"new KEK  {file}")
     next_step(
         "\nBack it up, apart from the store. Then, in broker.toml under [custody]:\n"
-        f'  kek_file = "{file}"\n'
+        f'  kek_file = "{file.absolute()}"\n'
         "  old_kek_files = [the file that was kek_file before]\n"
         "restart the broker, and run: roomkey kek rotate"
     )
