@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an owner changes leaves a line in his ledger: who, what, when, why.
+"""What an owner changes leaves a line in the owner's ledger: who, what, when, why.
 
 The line is durable before the change, so that nothing ever changes unrecorded; a change that then fails leaves a second
 line that says so.

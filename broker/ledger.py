@@ -7,7 +7,7 @@
     readmit    readmitted          instance id                         `readmit`, at an owner's word
     change     created, ...        what was changed                    the owner interface
 
-A line is durable before anything follows from it. No line holds a secret; an owner sees his own lines only.
+A line is durable before anything follows from it. No line holds a secret; an owner sees no other owner's lines.
 """
 
 from __future__ import annotations

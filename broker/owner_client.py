@@ -90,7 +90,7 @@ def sign_request(
 
 
 class OwnerClient:
-    """One owner's connection to his broker, kept open between calls."""
+    """One owner's connection to the broker, kept open between calls."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An owner's identity on his own machine: who he is, which broker he talks to, and the key that signs his requests.
+"""An owner's identity on their own machine: who they are, which broker they talk to, and the key that signs for them.
 
 A folder with `identity.toml` and the files that it names: the private key (PKCS #8 PEM, mode 0600) and the broker's CA
 certificate (PEM), copied in when the identity is made so that later changes elsewhere cannot redirect the owner.

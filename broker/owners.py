@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks: an owner's request carries a short-lived JWT that only his key can sign, for this one request.
+"""Who asks: an owner's request carries a short-lived JWT that only the owner's key can sign, for this one request.
 
 Owners are records of the operator's: `{"keys": [{"kid": ..., "jwk": {...}}]}`, public keys only. The algorithm belongs
 to the registered key and is never taken from the token.
@@ -10,7 +10,7 @@ Checks of `authenticate`, in order:
  (2) the header is strict JSON with `alg`, `kid`, `typ` and nothing else, so that it can neither bring nor point to a
      key of its own (`jwk`, `jku`, `x5c`, `x5u`), nor change what is verified (`crit`, `b64`); `typ` is ours
  (3) the claims are strict JSON with all of `aud`, `exp`, `htm`, `htu`, `iat`, `iss`, `jti`, `sha256` and nothing else
- (4) `iss` is an owner, `kid` one of his keys, `alg` that key's algorithm
+ (4) `iss` is an owner, `kid` one of the owner's keys, `alg` that key's algorithm
  (5) the signature
  (6) `aud` is this broker; `htm`, `htu` and `sha256` are this request's method, path with query, and body
  (7) issued not later than now, not expired, and for two minutes at most

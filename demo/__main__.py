@@ -222,7 +222,7 @@ def _owner(
     made = stage.run("roomkey", "identity", "new", name, "--broker", url, "--ca", ca, env=env, quiet=quiet)
     public = home / "identity.public.jwk"
     added = stage.run("roomkey", "owner", "add", name, "--key", public, "--config", config, quiet=quiet)
-    stage.expect(made.returncode == 0 and added.returncode == 0, f"{name} is an owner: the broker knows her public key")
+    stage.expect(made.returncode == 0 and added.returncode == 0, f"{name} is an owner: the broker knows its public key")
     return env
 
 

@@ -5,7 +5,7 @@ An owner hands in public keys and certificates; the ids are made out of them her
 of them cannot contradict each other:
 
     tpm-ek:<hex>      SHA-256 of the endorsement key's SubjectPublicKeyInfo; such a guest proves it by activation
-    tpm-ak:<hex>      the attestation key's Name; the owner vouches that this key lives in his machine's TPM
+    tpm-ak:<hex>      the attestation key's Name; the owner vouches that this key lives in that machine's TPM
     tpm-spki:<hex>    SHA-256 of the same key's SubjectPublicKeyInfo, for guests that do not send the public area
 """
 

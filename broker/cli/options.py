@@ -65,7 +65,7 @@ def identity_at(path: Path | None) -> Identity:
 
 
 def as_owner(command: Command) -> Command:
-    """Give `command` a client that speaks for the owner as its first argument, and the option to name his identity."""
+    """Give `command` a client that speaks for the owner as its first argument, and the option to name the identity."""
 
     @functools.wraps(command)
     def run(*args: Any, identity_path: Path | None, **kwargs: Any) -> Any:

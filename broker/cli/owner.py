@@ -25,7 +25,7 @@ key_file = click.Path(path_type=Path)
 
 @click.group()
 def owner() -> None:
-    """Owners: who may put keys here, each in a namespace of his own.
+    """Owners: who may put keys here, each in a namespace of their own.
 
     \b
     Example:
@@ -39,7 +39,7 @@ def owner() -> None:
 @config_file
 @why
 def add(name: str, file: Path, config_path: Path, why: str) -> None:
-    """Register a new owner NAME by his public key. Make sure by another channel that the key is his.
+    """Register a new owner NAME by their public key. Make sure by another channel that the key is theirs.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def add(name: str, file: Path, config_path: Path, why: str) -> None:
     next_step(
         "\nNext, the owner puts a key and says who may have it:\n"
         f"  roomkey key generate {name}/TYPE/TAG\n"
-        f'  (his identity must say audience = "{config.broker.audience}")'
+        f'  (with an identity that says audience = "{config.broker.audience}")'
     )
 
 

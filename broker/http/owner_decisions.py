@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/v1/decisions` and `/v1/whoami`: what happened in an owner's name, and who he is."""
+"""`/v1/decisions` and `/v1/whoami`: what happened in an owner's name, and who asks."""
 
 from __future__ import annotations
 
