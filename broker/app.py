@@ -48,6 +48,7 @@ def create_app(services: Services, limits: Limits | None = None) -> Flask:
             provide_automatic_options=False,
         )
     errors.install(app)
+    app.after_request(_no_store)
     return app
 
 
@@ -77,11 +78,14 @@ def _view(route: Route, edge: Edge) -> Callable[..., Response]:
     def view(**params: str) -> Response:
         if request.method != route.method:  # Werkzeug adds HEAD to GET, and a HEAD must not release a key
             raise MethodNotAllowed([route.method])
-        response = handle(params)
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        return handle(params)
 
     return view
+
+
+def _no_store(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _open_view(route: Route, edge: Edge) -> Callable[[dict[str, str]], Response]:
