@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from broker.verifiers.tpm_structures import SHA256
+from broker.verifiers.uki import predict_pcr11
 from tests.conformance import kinds, runner
 from tests.conformance.runner import FAILED, PASSED, SKIPPED, Result, judge_folder, run
 from tests.fakes import tpm_forge as forge
@@ -92,6 +94,19 @@ def test_mutations_that_change_nothing(tmp_path: Path) -> None:
         {"name": "two", "base": "one", "mutation": [twice], "expect": "valid"},
     )
     assert {result.outcome for result in results} == {PASSED}
+
+
+def test_mutation_of_one_file_of_several(tmp_path: Path) -> None:
+    """A file inside an object of files is mutated under its own name; a list of files has no names."""
+    (tmp_path / "kernel").write_bytes(b"kernel")
+    value = predict_pcr11({".linux": b"kernel"}, [], SHA256).hex()
+    uki = {"name": "uki", "kind": "pcr11", "files": {"sections": {".linux": "kernel"}, "ca": ["ak"]},
+           "claims": {"sha256": {"": value}}, "expect": "valid"}  # fmt: skip
+    changed = {**derived(op("append", file=".linux", hex="00")), "base": "uki"}
+    listed = {**derived(op("append", file="ca", hex="00")), "base": "uki"}
+    results = folder(tmp_path, uki, changed, listed)
+    assert [result.outcome for result in results] == [PASSED, PASSED, PASSED, FAILED]
+    assert "not a single file" in results[-1].why
 
 
 @pytest.mark.parametrize(

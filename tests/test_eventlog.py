@@ -153,7 +153,7 @@ def test_register_that_does_not_exist(record: Record) -> None:
 
 def test_sizes() -> None:
     """The number of bytes and of events is bounded."""
-    refused(bytes(MAX_LOG_BYTES + 1), "event log is too long")
+    refused(bytes(MAX_LOG_BYTES + 1), f"at most {MAX_LOG_BYTES} bytes")
     record = agile_record(Record(8, IPL), ["sha1"])
     assert len(parse_log(spec_id(["sha1"]) + record * MAX_EVENTS).events) == MAX_EVENTS
     refused(spec_id(["sha1"]) + record * (MAX_EVENTS + 1), f"at most {MAX_EVENTS} events")

@@ -85,7 +85,7 @@ def test_missing_members(name: str) -> None:
         ({"tpm_quote": STOCK["tpm_quote"]}, "lacks a member"),
         ({**STOCK, "tpm_quote": 1}, "tpm_quote must be"),
         ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "pcrs": ["00" * 32] * 23}}, "24 values"),
-        ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "pcrs": {}}}, "must be a list"),
+        ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "pcrs": {str(i): "00" for i in range(24)}}}, "must be a list"),
         ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "pcrs": ["zz"] * 24}}, "lower-case hex"),
         ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "message": "*"}}, "tpm_quote.message"),
         ({**STOCK, "tpm_quote": {**STOCK["tpm_quote"], "signature": "*"}}, "tpm_quote.signature"),

@@ -221,11 +221,15 @@ def test_qualified_names() -> None:
 
 def test_attributes_are_named_in_the_refusal() -> None:
     """The refusal of attributes says which are missing and which are too much."""
-    public = parse_public(forge.public_area(forge.ec_key(), attributes=0x00060072))
-    with pytest.raises(VerificationError, match="restricted missing, decrypt too much") as caught:
+    public = parse_public(forge.public_area(forge.ec_key(), attributes=0x00020072))
+    with pytest.raises(VerificationError, match="restricted sign missing, decrypt too much") as caught:
         public.require_attributes("key", needed=0x00050072 & ~0x40, forbidden=0x00020000)
     assert caught.value.expected == "fixedTPM fixedParent sensitiveDataOrigin restricted sign set, decrypt clear"
-    public.require_attributes("key", needed=0x00040000, forbidden=0)
+    with pytest.raises(VerificationError, match="sign missing, nothing too much"):
+        public.require_attributes("key", needed=0x00040000, forbidden=0x00010000)
+    with pytest.raises(VerificationError, match="nothing missing, decrypt too much"):
+        public.require_attributes("key", needed=0x00000072, forbidden=0x00020000)
+    public.require_attributes("key", needed=0x00000072, forbidden=0x00050000)
 
 
 def test_roca_fingerprint() -> None:

@@ -16,7 +16,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.verifiers.x509 import MAX_CANDIDATES, MAX_PATH, build_path, extension, is_ca, load_certificate, words
+from broker.verifiers.x509 import (
+    MAX_CANDIDATES,
+    MAX_PATH,
+    build_path,
+    extension,
+    is_ca,
+    load_certificate,
+    load_certificates,
+    words,
+)
 from keys.errors import EndorsementError
 from tests.fakes import tpm_forge as forge
 
@@ -264,11 +273,19 @@ def test_detours_end() -> None:
     assert len(build_path(LEAF.certificate(), candidates, [ROOT.certificate()], AT)) == 3
 
 
+ROOT_PEM = ROOT.certificate().public_bytes(Encoding.PEM)
+
+
 def test_loading() -> None:
-    """A certificate is read from DER and from PEM."""
+    """A certificate is read from DER and from PEM, and several from a bundle, none of them unreadable."""
     certificate = LEAF.certificate()
     for encoding in (Encoding.DER, Encoding.PEM):
         assert load_certificate(certificate.public_bytes(encoding)) == certificate
+        assert load_certificates(certificate.public_bytes(encoding)) == (certificate,)
+    bundle = certificate.public_bytes(Encoding.PEM) + b"\n" + ROOT_PEM
+    assert [words(one.subject) for one in load_certificates(bundle)] == ["CN=leaf", "CN=root"]
+    with pytest.raises(EndorsementError, match="cannot be read"):
+        load_certificates(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     assert not is_ca(certificate)
     assert extension(certificate, x509.ExtendedKeyUsage) is None
     assert words(named("")) == "(no name)"

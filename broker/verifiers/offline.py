@@ -24,7 +24,7 @@ from broker.verifiers.tpm_certificates import check_path, read_ak_certificate
 from broker.verifiers.tpm_evidence import TpmEvidence
 from broker.verifiers.tpm_structures import Public, parse_public
 from broker.verifiers.tpm_trust import instance_id
-from broker.verifiers.x509 import load_certificate
+from broker.verifiers.x509 import load_certificates
 from keys import b64, strictjson
 from keys.errors import ConfigError, EndorsementError, ProtocolError, VerificationError
 from keys.messages import MAX_PUBLIC_BYTES
@@ -56,7 +56,7 @@ def judge(
 ) -> Judgement:
     """Judge the file `evidence` as the platform `tee` at the time `at`.
 
-    `endorsements` are certificates (DER or PEM, one each) or TPMT_PUBLICs: of the attestation key for a stock guest's
+    `endorsements` are certificates (DER, or PEM bundles) or TPMT_PUBLICs: of the attestation key for a stock guest's
     evidence, of the EK where the key is its child. `roots` are certificates. `expect` maps names of facts, registers
     ("sha256:4"), "report_data", "trust" or "init_data" to values as text. Raises ConfigError where nothing can be
     judged.
@@ -64,7 +64,7 @@ def judge(
     if tee != Tee.TPM:
         raise ConfigError("evidence of this platform cannot be judged offline", expected=Tee.TPM, found=tee[:32])
     certificates, publics = _sort(endorsements)
-    anchors = tuple(map(load_root, roots))
+    anchors = [root for data in roots for root in load_roots(data)]
     if "ak_name" not in expect and not (certificates and anchors):
         raise ConfigError(
             "nothing says whose attestation key this is",
@@ -100,10 +100,10 @@ def judge(
     return Judgement(claims, trace, Verdict.PASSED if all(met) else Verdict.FAILED)
 
 
-def load_root(data: bytes) -> x509.Certificate:
-    """A trust anchor as a file holds it. Raises ConfigError."""
+def load_roots(data: bytes) -> tuple[x509.Certificate, ...]:
+    """The trust anchors that a file holds. Raises ConfigError."""
     try:
-        return load_certificate(data)
+        return load_certificates(data)
     except EndorsementError as error:
         raise ConfigError("a trust root cannot be read", found=error.found) from error
 
@@ -130,7 +130,7 @@ def _sort(endorsements: Sequence[bytes]) -> tuple[list[x509.Certificate], list[P
     for data in endorsements:
         try:
             if data.lstrip()[:1] in {b"\x30", b"-"}:
-                certificates.append(load_certificate(data))
+                certificates.extend(load_certificates(data))
             else:
                 publics.append(parse_public(data))
         except VerificationError as error:

@@ -62,12 +62,26 @@ def load_certificate(data: bytes) -> x509.Certificate:
     """One certificate, DER or PEM. Raises EndorsementError if it or one of its extensions cannot be read."""
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise EndorsementError("a certificate is too long", expected=f"at most {MAX_CERTIFICATE_BYTES} bytes")
-    pem = data.lstrip().startswith(b"-----BEGIN")
     with _readable():
-        certificate = x509.load_pem_x509_certificate(data) if pem else x509.load_der_x509_certificate(data)
-        # These are read lazily; a certificate that leaves this function raises nothing later.
-        certificate.public_key()
-        _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.signature_hash_algorithm
+        return _read(x509.load_pem_x509_certificate(data) if _is_pem(data) else x509.load_der_x509_certificate(data))
+
+
+def load_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
+    """All certificates of an operator's file: a PEM bundle, or one in DER. Raises EndorsementError."""
+    if not _is_pem(data):
+        return (load_certificate(data),)
+    with _readable():
+        return tuple(map(_read, x509.load_pem_x509_certificates(data)))
+
+
+def _is_pem(data: bytes) -> bool:
+    return data.lstrip().startswith(b"-----BEGIN")
+
+
+def _read(certificate: x509.Certificate) -> x509.Certificate:
+    """Read what the library reads lazily: a certificate that was loaded here raises nothing later."""
+    certificate.public_key()
+    _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.signature_hash_algorithm
     return certificate
 
 
@@ -80,8 +94,8 @@ def build_path(
 ) -> tuple[x509.Certificate, ...]:
     """The path from `leaf` (first) to one of `roots` (last), every check of this module's list passed at `at`.
 
-    All certificates come from `load_certificate`. `understood` are critical extensions of the leaf that the caller
-    judges itself. Raises EndorsementError that says what stopped the longest way that was found.
+    All certificates come from `load_certificate` or `load_certificates`. `understood` are critical extensions of the
+    leaf that the caller judges itself. Raises EndorsementError that says what stopped the longest way that was found.
     """
     if len(candidates) > MAX_CANDIDATES:
         raise EndorsementError(

@@ -95,15 +95,17 @@ class Folder:
                 claims[operation["key"]] = operation["value"]
                 return
             key = operation["file"]
-            if key not in files:
+            holder: Any = next(
+                (held for held in (files, *files.values()) if isinstance(held, dict) and key in held), None
+            )
+            if holder is None:
                 raise BadEntryError(f"mutation of a file that the base has not: {key!r}")
             if operation["op"] == "swap_file":
-                files[key] = self._read(operation["with"])
+                holder[key] = self._read(operation["with"])
                 return
-            content = files[key]
-            if not isinstance(content, bytes):
+            if not isinstance(holder[key], bytes):
                 raise BadEntryError(f"mutation of {key!r}, which is not a single file")
-            files[key] = _mutate(operation, content)
+            holder[key] = _mutate(operation, holder[key])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadEntryError(f"mutation makes no sense: {operation!r:.120} ({error!r:.80})") from error
 
