@@ -74,10 +74,11 @@ def build_services(config: Config) -> Services:
 
 def _view(route: Route, edge: Edge) -> Callable[..., Response]:
     handle = _owner_view(route, edge) if route.access is Access.OWNER else _open_view(route, edge)
+    allowed = [other.method for other in ROUTES if other.path == route.path]
 
     def view(**params: str) -> Response:
         if request.method != route.method:  # Werkzeug adds HEAD to GET, and a HEAD must not release a key
-            raise MethodNotAllowed([route.method])
+            raise MethodNotAllowed(allowed)
         return handle(params)
 
     return view

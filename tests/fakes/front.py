@@ -33,11 +33,11 @@ class Owner:
         self.name = name
         self.identity = Identity(name, AUDIENCE, AUDIENCE, None, key)
 
-    def send(self, method: str, path: str, body: Any = None, **changes: Any) -> TestResponse:
-        """`body`: bytes as they are, anything else as JSON. `changes` overwrite what is signed, not what is sent."""
+    def send(self, method: str, path: str, body: Any = None, *, signed: dict[str, Any] | None = None) -> TestResponse:
+        """`body`: bytes as they are, anything else as JSON. `signed` overwrites what is signed, not what is sent."""
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        signed = {"method": method, "path": path, "body": data, "now": self._front.house.now} | changes
-        header = sign_request(self.identity, random=os.urandom, **signed)
+        request = {"method": method, "path": path, "body": data, "now": self._front.house.now} | (signed or {})
+        header = sign_request(self.identity, random=os.urandom, **request)
         return self._front.send(method, path, data, {"Authorization": header})
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
