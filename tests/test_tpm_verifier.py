@@ -276,10 +276,11 @@ OTHER_CA = EkCa("Another maker")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"ek_certificates": ()}, "declared no EK certificate"),
         ({"ek_certificates": (b"\x30\x00",)}, "cannot be read"),
         ({"ek_certificates": booted(ca=CA).certificates}, "another key's"),
     ],
-    ids=["malformed", "another key's"],
+    ids=["none", "malformed", "another key's"],
 )
 def test_certificate_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
     """The declared certificate is the declared EK's."""

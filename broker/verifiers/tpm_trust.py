@@ -154,6 +154,8 @@ def _ek_certificate(
     ek: Public, session: Mapping[str, Any], endorsements: Endorsements, at: datetime
 ) -> tuple[TpmCertificate, str]:
     """Check (4): what the certificate says, and the root's subject."""
+    if not session["ek_certificates"]:
+        raise EndorsementError("the session declared no EK certificate")
     leaf, *chain = [load_certificate(der) for der in session["ek_certificates"]]
     certificate = read_ek_certificate(leaf, ek.key)
     path = check_path(leaf, (*chain, *endorsements.certificates), endorsements.roots, at)
