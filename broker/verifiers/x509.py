@@ -33,7 +33,7 @@ from cryptography.x509.oid import ExtensionOID
 from keys.errors import EndorsementError
 
 MAX_PATH = 6  # certificates, leaf and root included
-MAX_CANDIDATES = 16  # certificates that come with the evidence or from a cache
+MAX_CANDIDATES = 512  # certificates that come with the evidence, from a cache, or from the operator
 MAX_CERTIFICATE_BYTES = 8 * 1024
 MIN_RSA_BITS = 2048
 MIN_EC_BITS = 256
@@ -108,7 +108,7 @@ def build_path(
     _check_critical(leaf, _UNDERSTOOD.union(understood))
     # Shortest paths first, every candidate at most once: a tangle of cross-certificates costs no more than a chain.
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
-    unused = list(candidates)
+    unused = list(dict.fromkeys(candidates))  # a guest often sends an intermediate that the operator has too
     problem = EndorsementError(
         "no configured root vouches for this certificate",
         expected="; ".join(words(root.subject) for root in roots) or "a configured root",
