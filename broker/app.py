@@ -142,7 +142,12 @@ def _decode(route: Route, body: bytes) -> msgspec.Struct | None:
 
 
 def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    return load_signing_key(_read(path, private=True))
+    try:
+        return load_signing_key(_read(path, private=True))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error.message}", expected=error.expected, found=error.found, mend=error.mend
+        ) from None
 
 
 def _certificates(paths: tuple[Path, ...]) -> tuple[x509.Certificate, ...]:

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # it imports them to be imported
+
 from broker.http import errors
 
 BODY_SECONDS = 10.0  # to send a body in
@@ -71,6 +73,8 @@ class Bridge:
         except TimeoutError:
             exchange.response_bytes(*_early(scope.path, 408, "the body did not come in time"))
             return
+        except (ProtocolClosed, ProtocolError):
+            return  # the client is gone, and nobody is there to be answered
         if self._waiting >= MAX_WAITING:
             exchange.response_bytes(*_early(scope.path, 503, "the broker is busy, try again later"))
             return

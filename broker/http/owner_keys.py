@@ -8,7 +8,6 @@ from broker.http import types
 from broker.http.call import Call
 from broker.store.protocols import StoredKey
 from keys import b64
-from keys.errors import ProtocolError
 from keys.jwe import MAX_PLAINTEXT_BYTES
 
 
@@ -28,8 +27,6 @@ def show_key(call: Call, _: None) -> types.Key:
 
 def put_key(call: Call, request: types.PutKey) -> types.KeySummary:
     plaintext = b64.from_std(request.key, name="key", max_bytes=MAX_PLAINTEXT_BYTES)
-    if not plaintext:
-        raise ProtocolError("the key is empty")
     return _summary(keyring.put(call.path, plaintext, call.services, call.who, why=request.why, now=call.now))
 
 

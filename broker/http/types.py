@@ -36,7 +36,7 @@ class GenerateKey(Change, kw_only=True):
 
 
 class PutImage(Change, kw_only=True):
-    """`toml`: the image as `docs/images.md` describes it."""
+    """`toml`: the image as its owner writes it: platform, bank, values of registers or the events that lead to them."""
 
     toml: str
 
