@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a key to an open volume: `cryptsetup open`, the key on its standard input and nowhere else.
+"""From a key to an open volume: `cryptsetup open` on a header that was checked (`agent.luks`), the key on its standard
+input and nowhere else.
 
 Where the kernel has no device-mapper (a container, a test machine) no volume can be opened; then the key is tried on
 the header with --test-passphrase, and the result says so.
@@ -12,6 +13,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
+from agent.luks import checked_header
 from agent.secrecy import wipe
 from keys.errors import ConfigError, VolumeError
 
@@ -68,9 +70,11 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) 
     Raises VolumeError.
     """
     command = ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens"]
-    command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
     try:
-        status, words = _run(command, key)
+        with checked_header(device) as header:
+            command += ["--header", f"/proc/self/fd/{header}"]
+            command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
+            status, words = _run(command, key, header)
     finally:
         wipe(key)
     if status != 0:
@@ -79,8 +83,10 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) 
     return Outcome(device_mapper, name)
 
 
-def _run(command: list[str], key: bytearray) -> tuple[int, str]:
-    """(exit status, what was said on standard error) of `command` with `key` on its standard input."""
+def _run(command: list[str], key: bytearray, header: int) -> tuple[int, str]:
+    """(exit status, what was said on standard error) of `command` with `key` on its standard input and the descriptor
+    `header`.
+    """
     try:
         process = subprocess.Popen(
             command,
@@ -89,8 +95,9 @@ def _run(command: list[str], key: bytearray) -> tuple[int, str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
+            pass_fds=(header,),
         )
-    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+    except OSError as error:
         raise VolumeError("cryptsetup cannot be run", found=str(error), mend="install cryptsetup") from None
     with process:
         assert process.stdin is not None

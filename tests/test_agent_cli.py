@@ -20,6 +20,7 @@ from agent.config import Settings
 from agent.doctor import Finding, examine, table
 from keys import b64
 from keys.errors import AttesterError, ConfigError, NotFound, ReleaseDenied, Unavailable, VolumeError
+from tests.fakes import luks
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.kbs import FakeKbs, raw, refusal
@@ -158,10 +159,11 @@ def test_unlock_opens_where_there_is_one(
     (tmp_path / "cryptsetup").chmod(0o755)
     monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(unlock, "has_device_mapper", lambda: True)
-    assert run(machine, "unlock", "/dev/vda2", "--key", "o/disk/root", *options) == 0
-    assert (tmp_path / "argv").read_text().endswith(f"-- /dev/vda2 {name}\n")
+    disk = luks.write(tmp_path / "vda2")
+    assert run(machine, "unlock", str(disk), "--key", "o/disk/root", *options) == 0
+    assert (tmp_path / "argv").read_text().endswith(f"-- {disk} {name}\n")
     assert (tmp_path / "stdin").read_bytes() == KEY
-    assert f"opened /dev/vda2 as /dev/mapper/{name}" in capfd.readouterr().err
+    assert f"opened {disk} as /dev/mapper/{name}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--key", "o/disk"], ["--key", "o/disk/root", "--name", "../x"]])

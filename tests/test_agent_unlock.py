@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from agent import unlock
 from agent.secrecy import forbid_core_dumps
 from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
 from keys.errors import AttesterError, ConfigError, VolumeError
+from tests.fakes.luks import rewrite, write
 
 needs_cryptsetup = pytest.mark.skipif(
     shutil.which("cryptsetup", path=unlock.ENVIRONMENT["PATH"]) is None, reason="cryptsetup is not installed"
@@ -63,6 +66,12 @@ def _install(directory: Path, status: int) -> None:
     script.chmod(0o755)
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> str:
+    """A volume that only a `cryptsetup` of the test's opens."""
+    return str(write(tmp_path / "vda2"))
+
+
 @needs_cryptsetup
 def test_the_right_key_opens_a_real_volume(volume: Path) -> None:
     """A binary key with newlines and NULs is taken whole, and wiped afterwards."""
@@ -82,10 +91,27 @@ def test_the_wrong_key_does_not(volume: Path, wrong: bytes) -> None:
 
 
 @needs_cryptsetup
+@pytest.mark.parametrize("part", ["segments", "keyslots"])
+def test_a_header_with_a_null_cipher_gets_no_key(volume: Path, tmp_path: Path, part: str) -> None:
+    """A host that lets the right key open a volume of its own making is stopped before cryptsetup sees the key."""
+    disk = tmp_path / "disk.img"
+    shutil.copyfile(volume, disk)
+    key = bytearray(KEY)
+
+    def change(header: dict[str, Any]) -> None:
+        (header[part]["0"] if part == "segments" else header[part]["0"]["area"])["encryption"] = "cipher_null-ecb"
+
+    rewrite(disk, change)
+    with pytest.raises(VolumeError, match="protects"):
+        open_volume(str(disk), "root", key, device_mapper=False)
+    assert not any(key)
+
+
+@needs_cryptsetup
 def test_what_is_no_volume_is_named(tmp_path: Path) -> None:
     """A missing device and a file without LUKS2 header are told from a wrong key."""
     (tmp_path / "empty").write_bytes(bytes(4096))
-    for name, words in (("none", "not there"), ("empty", "no LUKS2 volume")):
+    for name, words in (("none", "not there"), ("empty", "no LUKS2 header")):
         with pytest.raises(VolumeError, match=words):
             open_volume(str(tmp_path / name), "root", bytearray(KEY), device_mapper=False)
 
@@ -98,19 +124,24 @@ def test_a_device_that_looks_like_an_option_is_a_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device_mapper", "tail"), [(True, ["--", "/dev/vda2", "root"]), (False, ["--test-passphrase", "--", "/dev/vda2"])]
+    ("device_mapper", "tail"), [(True, ["--", "DISK", "root"]), (False, ["--test-passphrase", "--", "DISK"])]
 )
-def test_cryptsetup_gets_the_key_on_standard_input_only(fake: Path, device_mapper: bool, tail: list[str]) -> None:
+def test_cryptsetup_gets_the_key_on_standard_input_only(
+    fake: Path, disk: str, device_mapper: bool, tail: list[str]
+) -> None:
     """The key is in no argument and in no variable, and the environment is the small fixed one."""
     os.environ["ROOMKEY_TEST_SECRET"] = "must not be passed on"
     try:
-        outcome = open_volume("/dev/vda2", "root", bytearray(KEY), device_mapper=device_mapper)
+        outcome = open_volume(disk, "root", bytearray(KEY), device_mapper=device_mapper)
     finally:
         del os.environ["ROOMKEY_TEST_SECRET"]
     assert outcome == Outcome(device_mapper, "root")
     assert (fake / "stdin").read_bytes() == KEY
-    assert (fake / "argv").read_text().splitlines() == [
-        "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens", *tail,
+    said = [re.sub(r"^/proc/self/fd/[0-9]+$", "COPY", word.replace(disk, "DISK"))
+            for word in (fake / "argv").read_text().splitlines()]  # fmt: skip
+    assert said == [
+        "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens", "--header", "COPY",
+        *tail,
     ]  # fmt: skip
     names = {line.partition("=")[0] for line in (fake / "env").read_text().splitlines()}
     assert names <= {"PATH", "LC_ALL", "PWD", "SHLVL", "_"}
@@ -120,39 +151,38 @@ def test_cryptsetup_gets_the_key_on_standard_input_only(fake: Path, device_mappe
     ("status", "words"),
     [(1, "no LUKS2 volume"), (2, "does not open"), (3, "memory"), (4, "not there"), (5, "busy"), (77, "failed")],
 )
-def test_each_failure_of_cryptsetup_has_its_words(fake: Path, status: int, words: str) -> None:
+def test_each_failure_of_cryptsetup_has_its_words(fake: Path, disk: str, status: int, words: str) -> None:
     """Every exit status is a VolumeError with its cause, what cryptsetup said on one line, and what mends it."""
     _install(fake, status)
     with pytest.raises(VolumeError, match=words) as caught:
-        open_volume("/dev/vda2", "root", bytearray(KEY), device_mapper=True)
+        open_volume(disk, "root", bytearray(KEY), device_mapper=True)
     assert caught.value.found == f"status {status}: some words of cryptsetup"
     assert caught.value.mend
 
 
-def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: Path) -> None:
+def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: Path, disk: str) -> None:
     """A child that ends before the key is written does not kill the agent with a broken pipe."""
     script = fake / "cryptsetup"
     script.write_text("#!/bin/sh\nexec <&-\nexit 4\n")
     with pytest.raises(VolumeError, match="not there"):
-        open_volume("/dev/vda2", "root", bytearray(1 << 20), device_mapper=True)
+        open_volume(disk, "root", bytearray(1 << 20), device_mapper=True)
 
 
-def test_a_cryptsetup_that_hangs_is_ended(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cryptsetup_that_hangs_is_ended(fake: Path, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that never ends is killed after its time."""
     monkeypatch.setattr(unlock, "CRYPTSETUP_SECONDS", 0.05)
     (fake / "cryptsetup").write_text("#!/bin/sh\nexec sleep 60\n")
     key = bytearray(KEY)
     with pytest.raises(VolumeError, match="did not end"):
-        open_volume("/dev/vda2", "root", key, device_mapper=True)
+        open_volume(disk, "root", key, device_mapper=True)
     assert not any(key)
 
 
-@pytest.mark.parametrize("device", ["/dev/vda2", "/dev/\0"])
-def test_a_missing_cryptsetup_is_named(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without cryptsetup, or with arguments that no program can get, there is a VolumeError."""
+def test_a_missing_cryptsetup_is_named(disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cryptsetup there is a VolumeError."""
     monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", str(tmp_path))
     with pytest.raises(VolumeError, match="cannot be run"):
-        open_volume(device, "root", bytearray(KEY), device_mapper=True)
+        open_volume(disk, "root", bytearray(KEY), device_mapper=True)
 
 
 @pytest.mark.parametrize("name", ["root", "roomkey-root.v2", "0", "a" * 127])
