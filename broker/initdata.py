@@ -12,8 +12,8 @@ The digest is over the exact bytes of the text, so one changed space changes it.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 
+from broker import tomltext
 from keys import strictjson
 from keys.errors import ProtocolError
 from keys.messages import InitData
@@ -32,11 +32,7 @@ def digest(init_data: InitData) -> bytes:
     """
     if init_data.format != FORMAT:
         raise ProtocolError("init-data has an unsupported format", expected=FORMAT, found=init_data.format)
-    try:
-        document = tomllib.loads(init_data.body)
-    except (ValueError, RecursionError):
-        raise ProtocolError("init-data is not TOML") from None
-    members = strictjson.members(document, name="init-data", required=_MEMBERS)
+    members = strictjson.members(tomltext.loads(init_data.body, name="init-data"), name="init-data", required=_MEMBERS)
     if members["version"] != VERSION:
         raise ProtocolError("init-data has an unsupported version", expected=VERSION)
     algorithm = members["algorithm"]

@@ -30,11 +30,11 @@ from another locality than 0. What cannot protect a key is refused when the imag
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from broker import tomltext
 from keys import strictjson
 from keys.errors import ProtocolError
 from keys.tee import Tee
@@ -135,12 +135,11 @@ def parse_image(text: str) -> Image:
     """The image that an owner wrote in TOML. Raises ProtocolError that says what would mend it."""
     if len(text) > MAX_IMAGE_CHARS:
         raise ProtocolError("the image is too long", expected=f"at most {MAX_IMAGE_CHARS} characters")
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the image is not TOML: {error}"[:200]) from None
     image = strictjson.members(
-        document, name="the image", required=frozenset(("platform", "tpm")), optional=frozenset(("description",))
+        tomltext.loads(text, name="the image"),
+        name="the image",
+        required=frozenset(("platform", "tpm")),
+        optional=frozenset(("description",)),
     )
     if image["platform"] != Tee.TPM:
         raise ProtocolError("images of this platform are not supported", expected=Tee.TPM, found=str(image["platform"]))

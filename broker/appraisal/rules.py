@@ -11,11 +11,11 @@ All three lists must be there, and none may be empty: what a rule does not name,
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from broker import tomltext
 from broker.verifiers.registry import VERIFIERS
 from keys import strictjson
 from keys.errors import ProtocolError
@@ -82,11 +82,7 @@ def parse_rule(text: str) -> Rule:
     """The rule that an owner wrote in TOML. Raises what `read_rule` raises."""
     if len(text) > MAX_RULE_CHARS:
         raise ProtocolError("the rule is too long", expected=f"at most {MAX_RULE_CHARS} characters")
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the rule is not TOML: {error}"[:200]) from None
-    return read_rule(document)
+    return read_rule(tomltext.loads(text, name="the rule"))
 
 
 def rule_name(path: ResourcePath) -> str:
