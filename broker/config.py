@@ -44,7 +44,7 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """`threads` per worker process. Without TLS files the broker refuses to start, unless `unsafe_plain_http` says so
+    """`threads` for owners' requests in each worker process. Without TLS files the broker refuses to start, unless `unsafe_plain_http` says so
     and `host` is a loopback address.
     """
 

@@ -195,6 +195,22 @@ def test_client_that_goes_away(error: type[Exception]) -> None:
     assert exchange.answer is None
 
 
+@pytest.mark.parametrize(("path", "in_the_loop"), [("/kbs/v0/auth", True), ("/v1/keys", False), ("/healthz", False)])
+def test_where_a_request_is_served(path: str, in_the_loop: bool) -> None:
+    """A guest's request is judged in the event loop's own thread, all others in a thread of the pool."""
+    threads: list[threading.Thread] = []
+
+    class Here(Application):
+        def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            threads.append(threading.current_thread())
+            return super().__call__(environ, start_response)
+
+    exchange = Exchange()
+    run(Scope(path=path), exchange, Here())
+    assert exchange.answer == (201, {"x-test": "yes"}, b"one two")
+    assert (threads == [threading.current_thread()]) is in_the_loop
+
+
 def test_too_many_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the threads are taken and enough wait, the next is told to come again, at once."""
     monkeypatch.setattr(bridge, "MAX_WAITING", 2)

@@ -2,8 +2,12 @@
 """Between the server's event loop (RSGI, granian) and the application (WSGI): whole requests only.
 
 A WSGI application reads a body in the thread that judges it, and a few hundred clients that send their bytes slowly
-would take every thread. Here bodies are read by the event loop, up to the limit and within a deadline; a thread is used
-for a complete request and never waits for a client. When too many wait for a thread, the next is told to come again.
+would take every thread. Here bodies are read by the event loop, up to the limit and within a deadline, and nothing that
+runs afterwards ever waits for a client.
+
+A guest's request is judged right there, between two turns of the loop: it is a few milliseconds of Python, which no
+other thread could run beside it, and handing it to one costs half as much again. An owner's request may take long
+(erasing a key rewrites a table) and goes to a thread; when too many wait for one, the next is told to come again.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from broker.http import errors
 
 BODY_SECONDS = 10.0  # to send a body in
 MAX_WAITING = 256  # complete requests that wait for a thread of this process, or are in one
+GUESTS = "/kbs/"  # the paths that are served without a thread
 
 Headers = list[tuple[str, str]]
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -75,6 +80,9 @@ class Bridge:
             return
         except (ProtocolClosed, ProtocolError):
             return  # the client is gone, and nobody is there to be answered
+        if scope.path.startswith(GUESTS):
+            exchange.response_bytes(*_run(self._application, _environ(scope, length, body)))
+            return
         if self._waiting >= MAX_WAITING:
             exchange.response_bytes(*_early(scope.path, 503, "the broker is busy, try again later"))
             return
