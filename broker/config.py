@@ -104,7 +104,9 @@ class Tpm:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`body_bytes` of one request; `challenges_per_minute` from one client address."""
+    """`body_bytes` of one request; `challenges_per_minute` from one client address (IPv6: one /64), and as many of each
+    other call of the guests' protocol.
+    """
 
     body_bytes: int = _bounded(MAX_BODY_BYTES, 4096, MAX_BODY_BYTES)
     challenges_per_minute: int = _bounded(6000, 1, 1_000_000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime
+from ipaddress import IPv6Address, ip_address
 
 from flask import Request, Response, request
 
@@ -22,27 +23,22 @@ COOKIE = "kbs-session-id"
 COOKIE_PATH = "/kbs/v0"
 BEARER = "Bearer "
 MINUTE_MS = 60_000
-PURGE_EVERY = 100  # challenges; each purge forgets up to a thousand expired ones
+PURGE_EVERY = 100  # guests' calls; each purge forgets up to a thousand expired challenges, counters and so on
 
-_issued = itertools.count(1)
+_calls = itertools.count(1)
 
 
 def auth(edge: Edge) -> Response:
+    now = _admit(edge, "auth")
     message = ChallengeRequest.from_bytes(edge.body())
-    services = edge.services
-    now = services.clock()
-    if services.store.hit(f"challenge {request.remote_addr}", MINUTE_MS, now) > edge.limits.challenges_per_minute:
-        raise RateLimited("too many challenges from one address")
-    issued = session.issue(message, services, now=now)
-    if next(_issued) % PURGE_EVERY == 0:
-        services.store.purge(now)
+    issued = session.issue(message, edge.services, now=now)
     return _with_cookie(json_response(issued.challenge.to_json()), issued.session_id, issued.expires_at)
 
 
 def attest(edge: Edge) -> Response:
+    now = _admit(edge, "attest")
     message = Attestation.from_bytes(edge.body())
     session_id = request.cookies.get(COOKIE)
-    now = edge.services.clock()
     token = attestation.attest(session_id, message, edge.services, now=now)
     response = json_response({"token": token})
     # The session lives on as long as the attestation that it holds now.
@@ -50,15 +46,33 @@ def attest(edge: Edge) -> Response:
 
 
 def resource(edge: Edge, owner: str, type: str, tag: str) -> Response:  # noqa: A002  the protocol's word
+    now = _admit(edge, "resource")
     path = ResourcePath.parse(f"{owner}/{type}/{tag}")
-    jwe = release(
-        path,
-        edge.services,
-        session_id=request.cookies.get(COOKIE),
-        token=_bearer(request),
-        now=edge.services.clock(),
-    )
+    jwe = release(path, edge.services, session_id=request.cookies.get(COOKIE), token=_bearer(request), now=now)
     return json_response(jwe)
+
+
+def _admit(edge: Edge, call: str) -> int:
+    """The time of this call, if its client may make one more: each attempt to attest and each denial is a durable line
+    in somebody's ledger, and nobody may write those without end. Raises RateLimited, Unavailable.
+    """
+    store, now = edge.services.store, edge.services.clock()
+    if store.hit(f"{call} {network(request.remote_addr)}", MINUTE_MS, now) > edge.limits.challenges_per_minute:
+        raise RateLimited("too many calls from one address")
+    if next(_calls) % PURGE_EVERY == 0:
+        store.purge(now)
+    return now
+
+
+def network(address: str | None) -> str:
+    """What one client is counted as: its IPv4 address or the /64 of its IPv6 address, all of which is its own."""
+    try:
+        ip = ip_address((address or "").strip("[]").partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(ip, IPv6Address):
+        return str(ip.ipv4_mapped or IPv6Address(int(ip) >> 64 << 64))
+    return str(ip)
 
 
 def _bearer(http: Request) -> str | None:
