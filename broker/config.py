@@ -44,8 +44,8 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """`threads` for owners' requests in each worker process. Without TLS files the broker refuses to start, unless `unsafe_plain_http` says so
-    and `host` is a loopback address.
+    """`threads` for owners' requests in each worker process. Without TLS files the broker refuses to start, unless
+    `unsafe_plain_http` says so and `host` is a loopback address.
     """
 
     host: str = "127.0.0.1"
