@@ -14,6 +14,7 @@ from broker.appraisal.images import ExpectedEvent, Image, Register, parse_image,
 from broker.claims import Claims, LoggedEvent
 from keys.errors import ProtocolError
 from keys.tee import Tee
+from tests.fakes import tcg_log
 
 A, B, C = ("aa" * 32, "bb" * 32, "cc" * 32)
 ZERO = "00" * 32
@@ -89,7 +90,7 @@ def test_one_of_several_values_may_have_the_events() -> None:
 @pytest.mark.parametrize("locality", [3, 4])
 def test_pcr_0_may_start_at_another_locality(locality: int) -> None:
     """With start_locality the replay of PCR 0 begins at that value."""
-    image = parse_image(toml({}, events=events_of(0, A, extra=f"start_locality = {locality}")))
+    image = parse_image(toml({4: A}, events=events_of(0, A, extra=f"start_locality = {locality}")))
     start = bytes(31) + bytes((locality,))
     assert image.registers["sha256:0"].values == (extended(A, start=start),)
     assert replay("sha256", [A], locality) == extended(A, start=start)
@@ -128,7 +129,8 @@ def test_pcr_0_may_start_at_another_locality(locality: int) -> None:
         (toml({4: A, 23: A}), "PCR 23 cannot"),
         (toml({4: A, 10: A}), "PCR 10 cannot"),
         *((toml({4: A, index: A}), f"PCR {index} cannot") for index in range(17, 23)),
-        *((toml({0: A, index: A}), f"PCR {index} proves nothing") for index in (8, 9, 11, 12, 13, 14, 15)),
+        *((toml({0: A, index: A}), "proves nothing without") for index in (1, 2, 3, 5, 6, 8, 9, 11, 12, 13, 14, 15)),
+        (toml({0: A}), "proves nothing without"),
         *((toml({(4 if index == 7 else 7): A, index: ZERO}), f"PCR {index} is zero") for index in range(8)),
         (toml({4: [A, ZERO]}), "PCR 4 is zero"),
         (toml({4: A}, events=events_of(4, B)), "do not lead"),
@@ -163,6 +165,21 @@ def test_what_cannot_protect_a_key_is_refused(text: str, word: str) -> None:
 def test_later_pcrs_stand_on_pcr_4_or_7(index: int, anchor: int) -> None:
     """Beside PCR 4 or PCR 7 the later PCRs are welcome, zero too: nothing there is a statement."""
     assert f"sha256:{index}" in parse_image(toml({anchor: A, index: ZERO})).registers
+
+
+@pytest.mark.parametrize("value", [b"", b"\0"])
+@pytest.mark.parametrize("bank", ["sha256", "sha384"])
+def test_pcr_7_with_secure_boot_off_is_no_anchor(bank: str, value: bytes) -> None:
+    """Where the events of PCR 7 say that Secure Boot was off, PCR 4 must say what booted; with it on, PCR 7 may."""
+
+    def events(value: bytes) -> str:
+        digest = hashlib.new(bank, tcg_log.variable("SecureBoot", value)).hexdigest()
+        return events_of(7, digest, hashlib.new(bank, b"PK").hexdigest())
+
+    with pytest.raises(ProtocolError, match="Secure Boot was off"):
+        parse_image(toml({}, bank=bank, events=events(value)))
+    assert parse_image(toml({4: hashlib.new(bank).hexdigest()}, bank=bank, events=events(value)))
+    assert parse_image(toml({}, bank=bank, events=events(b"\1")))
 
 
 def test_refusals_say_what_would_mend_them() -> None:
@@ -217,7 +234,7 @@ def test_a_draft_accepts_exactly_its_evidence() -> None:
 def test_a_draft_finds_the_start_locality(locality: int) -> None:
     """Where PCR 0 started from another locality, the draft says so and its events lead to the value."""
     value = extended(A, start=bytes(31) + bytes((locality,)))
-    text = enrol_image(claims([logged(0, A)], p0=value), [0])
+    text = enrol_image(claims([logged(0, A)], p0=value, p4=B), [0, 4])
     assert ("start_locality" in text) == (locality != 0)
     assert parse_image(text).registers["sha256:0"] == Register((value,), (ExpectedEvent(A, "EV_IPL", "kernel"),))
 

@@ -22,7 +22,8 @@ from another locality than 0. What cannot protect a key is refused when the imag
 
  (1) no PCR at all, or a bank with SHA-1
  (2) PCRs that prove nothing: 16 and 23 (anybody resets them), 10 (needs a policy for IMA), 17 to 22 (DRTM)
- (3) PCRs 8, 9, 11 to 15 without PCR 4 or 7: without those it is open who wrote them
+ (3) neither PCR 4 nor PCR 7: without those it is open what booted, and who wrote the later PCRs; and PCR 7 without
+     PCR 4 where its events say that Secure Boot was off, so that it admits every loader
  (4) a PCR 0 to 7 that is still zero: that machine does not measure its boot
  (5) events that do not lead to the stated value
 """
@@ -75,7 +76,13 @@ PURPOSES = (
 )  # of PCR 0 to 23
 
 _ANCHORS = frozenset((4, 7))
-_NEED_ANCHOR = frozenset((8, 9, 11, 12, 13, 14, 15))
+_SECURE_BOOT_OFF = tuple(  # UEFI_VARIABLE_DATA of the variable SecureBoot, with no value or 0
+    bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c 0a00000000000000")
+    + len(value).to_bytes(8, "little")
+    + "SecureBoot".encode("utf-16-le")
+    + value
+    for value in (b"", b"\0")
+)
 _MEASURED_BOOT = frozenset(range(8))
 _USELESS = {
     10: "PCR 10 grows with every file that IMA measures; without a policy for IMA no value of it stays right",
@@ -176,12 +183,18 @@ def _registers(tpm: Mapping[str, Any]) -> dict[str, Register]:
     for index in indices:  # (2)
         if index in _USELESS:
             raise ProtocolError(f"PCR {index} cannot be in an image", found=_USELESS[index], mend="leave it out")
-    unanchored = [index for index in indices if index in _NEED_ANCHOR]
-    if unanchored and not _ANCHORS & set(indices):  # (3)
+    if not _ANCHORS & set(indices):  # (3)
         raise ProtocolError(
-            f"PCR {unanchored[0]} proves nothing without PCR 4 or PCR 7",
-            found="any program that boots can write the same value",
+            "the image proves nothing without PCR 4 or PCR 7",
+            found="any program that boots can show the same values",
             mend="add PCR 4, or PCR 7 where Secure Boot admits only loaders that you trust",
+        )
+    off = {hashlib.new(bank, data).hexdigest() for data in _SECURE_BOOT_OFF}
+    if 4 not in indices and any(step.digest in off for step in events.get(7, ((), ""))[0]):
+        raise ProtocolError(
+            "PCR 7 proves nothing without PCR 4: Secure Boot was off",
+            found="any loader boots with the same value",
+            mend="add PCR 4, or switch Secure Boot on and enrol the image again",
         )
     registers = {}
     for index in indices:
