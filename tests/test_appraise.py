@@ -379,6 +379,14 @@ def test_evidence_of_two_sessions_at_once_is_not_a_rollback() -> None:
     assert trace.checks[0].verdict is Verdict.NOT_JUDGED
 
 
+@pytest.mark.parametrize("counts", [(4, 9, 9000), (5, 1, 9000)])
+def test_an_earlier_boot_is_a_rollback_whenever_it_was_challenged(counts: tuple[int, int, int]) -> None:
+    """A challenge that was fetched in advance does not excuse evidence from before the machine's last reset."""
+    trace = Trace()
+    assert not clock_not_behind(MARK, clocked(*counts), 69, trace)
+    assert trace.checks[0].verdict is Verdict.FAILED
+
+
 def test_a_first_time_and_a_platform_without_clock_are_not_judged() -> None:
     """Where there is nothing to compare, the trace says so and nothing is refused."""
     for previous, claims in ((None, clocked(1, 0, 1)), (MARK, CLAIMS)):

@@ -29,6 +29,7 @@ TRUSTED_BY_VENDOR = "ek-certificate"
 TRUSTED_BY_OWNER = "enrolled"
 
 _CLOCK = ("reset_count", "restart_count", "clock")
+_BOOT = 2  # the first of them stay the same until the machine is reset or suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,17 @@ def clock_not_behind(previous: Mapping[str, Any] | None, claims: Claims, challen
     counts a lower clock, means a machine put back to a snapshot or a TPM that was cleared.
 
     `previous` is what `clock_mark` gave at the last decision about the same machine for the same owner. Evidence whose
-    challenge was issued before that one was shown may be older than it, in which case nothing can be said.
+    challenge was issued before that one was shown may be older than it, but not from an earlier boot: who gets a
+    challenge, and then boots an old snapshot to answer it, is still refused.
     """
     name = "TPM's clock goes on from where it was last seen"
-    if previous is None or "clock" not in claims.facts or challenged_at < previous["attested_at"]:
+    if previous is None or "clock" not in claims.facts:
         trace.not_judged(Stage.IDENTITY, name)
         return True
     before, now = _counts(previous), _counts(claims.facts)
+    if challenged_at < previous["attested_at"] and now[:_BOOT] >= before[:_BOOT]:
+        trace.not_judged(Stage.IDENTITY, name)
+        return True
     return trace.check(
         Stage.IDENTITY,
         name,
