@@ -14,6 +14,7 @@ from keys.jwe import MAX_PLAINTEXT_BYTES
 
 MAX_WHY_CHARS = 500
 MAX_PAGE = 200  # decisions in one answer
+MAX_NUMBER = 2**53  # versions and sequence numbers; what every JSON reader takes (RFC 7493)
 
 Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
 KeySize = Annotated[int, Meta(ge=16, le=1024)]
@@ -27,6 +28,9 @@ class PutKey(Change, kw_only=True):
     """`key`: 1 to 65536 bytes."""
 
     key: Annotated[Base64, Meta(min_length=4, max_length=(MAX_PLAINTEXT_BYTES + 2) // 3 * 4)]
+
+    def __repr__(self) -> str:
+        return f"PutKey(why={self.why!r})"
 
 
 class GenerateKey(Change, kw_only=True):
@@ -65,12 +69,12 @@ class DecisionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
 
     kind: str | None = None
     subject: str | None = None
-    before: Annotated[int, Meta(ge=1)] | None = None
+    before: Annotated[int, Meta(ge=1, le=MAX_NUMBER)] | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
 
 
 class VersionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
-    version: Annotated[int, Meta(ge=1)] | None = None
+    version: Annotated[int, Meta(ge=1, le=MAX_NUMBER)] | None = None
 
 
 class Whoami(Struct):
