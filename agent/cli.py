@@ -57,7 +57,7 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _get(options: argparse.Namespace, settings: Settings) -> int:
-    from agent.secrecy import wipe  # noqa: PLC0415
+    from keys.secrecy import wipe  # noqa: PLC0415
 
     path = ResourcePath.parse(options.key)
     if options.output is None and sys.stdout.isatty():
@@ -73,7 +73,7 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
 def _fetch(settings: Settings, path: ResourcePath) -> bytearray:
     """The key at `path`. From here on the process cannot be dumped."""
     from agent.client import fetch  # noqa: PLC0415
-    from agent.secrecy import forbid_core_dumps  # noqa: PLC0415
+    from keys.secrecy import forbid_core_dumps  # noqa: PLC0415
 
     forbid_core_dumps()
     deadline = Deadline(settings.timeout)

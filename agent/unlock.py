@@ -14,8 +14,8 @@ import subprocess
 from typing import NamedTuple
 
 from agent.luks import checked_header
-from agent.secrecy import wipe
 from keys.errors import ConfigError, VolumeError
+from keys.secrecy import wipe
 
 CRYPTSETUP_SECONDS = 60  # an Argon2 key slot takes up to 15 s in a slow guest
 MAX_REASON_CHARS = 300

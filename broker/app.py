@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from broker import owners
 from broker.config import Config, Limits
+from broker.files import read_certificates, read_file
 from broker.http import errors
 from broker.http.call import Call
 from broker.http.edge import JSON, Edge
@@ -28,8 +27,6 @@ from broker.tokens import TokenSigner, load_signing_key
 from keys import strictjson
 from keys.custody.local import LocalCustody
 from keys.errors import ConfigError, ProtocolError
-
-MAX_FILE_BYTES = 256 * 1024  # of a key or certificate file
 
 
 def create_app(services: Services, limits: Limits | None = None) -> Flask:
@@ -143,7 +140,7 @@ def _decode(route: Route, body: bytes) -> msgspec.Struct | None:
 
 def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        return load_signing_key(_read(path, private=True))
+        return load_signing_key(read_file(path, private=True))
     except ConfigError as error:
         raise ConfigError(
             f"{path}: {error.message}", expected=error.expected, found=error.found, mend=error.mend
@@ -151,29 +148,4 @@ def _signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def _certificates(paths: tuple[Path, ...]) -> tuple[x509.Certificate, ...]:
-    found: list[x509.Certificate] = []
-    for path in paths:
-        data = _read(path)
-        try:
-            found += x509.load_pem_x509_certificates(data) if b"-----BEGIN" in data else [
-                x509.load_der_x509_certificate(data)
-            ]  # fmt: skip
-        except ValueError:
-            raise ConfigError(f"{path} holds no certificate", expected="PEM or DER") from None
-    return tuple(found)
-
-
-def _read(path: Path, *, private: bool = False) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read", found=str(error.strerror)) from None
-    if private and mode & 0o077:
-        raise ConfigError(
-            f"{path} can be read by others", expected="mode 0400 or 0600", found=f"{mode:04o}", mend=f"chmod 400 {path}"
-        )
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} is too long", expected=f"at most {MAX_FILE_BYTES} bytes")
-    return data
+    return tuple(certificate for path in paths for certificate in read_certificates(path))

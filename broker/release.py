@@ -29,7 +29,7 @@ from broker.services import Services
 from broker.store.protocols import KeyState, RecordKind, StoredKey
 from broker.trace import Stage, Trace
 from keys import jwe, jwk
-from keys.errors import FreshnessError, NotFound, ReleaseDenied, Unauthorized, VerificationError
+from keys.errors import AppraisalDenied, FreshnessError, NotFound, ReleaseDenied, Unauthorized, VerificationError
 from keys.messages import ResourcePath
 
 
@@ -83,7 +83,9 @@ def release(
     ledger.record(services, id_=decision, owner=wanted.owner, at=now, kind=ledger.RELEASE,
                   verdict="denied" if plaintext is None else "released", subject=subject, body=body)  # (6)  # fmt: skip
     if plaintext is None:
-        error = ReleaseDenied("the key is not released to this guest")
+        # Which of the two it is, our own log may say; to a guest both look alike.
+        denied = ReleaseDenied if wanted.rule is None or (outcome.allowed and steady) else AppraisalDenied
+        error = denied("the key is not released to this guest")
         error.decision = decision
         raise error
     recipient = jwk.parse(attested["tee_pubkey"])

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import resource
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,18 @@ from granian.server import Server
 
 from broker.app import build_services, create_app
 from broker.config import Config, load
+from broker.files import read_file
 from broker.http.bridge import Bridge
 from broker.logs import log_config
 from keys.errors import ConfigError
+from keys.secrecy import forbid_core_dumps
 
 HEADER_MS = 10_000  # to send a request's head in
 HEADER_BYTES = 64 * 1024  # of a request's head; a token has up to 16 KiB
-CONNECTIONS = 4096  # of one worker
+CONNECTIONS = 1024  # of one worker; each may hold a body of `limits.body_bytes`
 STOP_SECONDS = 10  # for what is under way when the server is told to stop
 
+PR_SET_PDEATHSIG = 1
 PKCS8 = b"-----BEGIN PRIVATE KEY-----"
 
 
@@ -32,7 +36,7 @@ def serve(config_path: Path) -> None:
     """Run the broker until it is told to stop (SIGTERM, SIGINT). Raises ConfigError, Unavailable before it listens."""
     config = load(config_path, os.environ)
     _try_out(config)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by the workers: no key in a core file
+    forbid_core_dumps()
     listen = config.listen
     server = Server(
         "broker.serve",
@@ -56,7 +60,11 @@ def serve(config_path: Path) -> None:
 
 
 def worker(config: Config) -> Bridge:
-    """The application of one worker process, with its own store."""
+    """The application of one worker process, with its own store. A worker ends with the main process, however that
+    ends: nobody would look after it any more.
+    """
+    forbid_core_dumps()  # it does not survive an exec, so the main process cannot do it for its workers
+    _end_with_parent()
     services = build_services(config)
     return Bridge(
         create_app(services, config.limits).wsgi_app,
@@ -64,6 +72,12 @@ def worker(config: Config) -> Bridge:
         body_bytes=config.limits.body_bytes,
         on_stop=services.store.close,
     )
+
+
+def _end_with_parent() -> None:
+    """Be asked to stop when the main process ends. prctl(2)."""
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise ConfigError("workers cannot be tied to the main process", mend="see what keeps them from prctl(2)")
 
 
 def _try_out(config: Config) -> None:
@@ -78,11 +92,7 @@ def _try_out(config: Config) -> None:
 
 
 def _check_tls_key(path: Path) -> None:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read", found=str(error.strerror)) from None
-    if PKCS8 not in data:
+    if PKCS8 not in read_file(path, private=True):
         raise ConfigError(
             f"{path} is not an unencrypted PKCS #8 key",
             expected=PKCS8.decode("ascii"),

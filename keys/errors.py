@@ -6,8 +6,8 @@
     ├── FreshnessError       challenge, session or token is unknown, used or too old
     ├── VerificationError    the evidence is not genuine
     │   └── EndorsementError     what vouches for it (certificate, revocation list) is missing or bad
-    ├── AppraisalDenied      genuine, but not what the owner approved
-    ├── ReleaseDenied        the key's release rule says no
+    ├── ReleaseDenied        the key does not go to this guest
+    │   └── AppraisalDenied      genuine, but not what the owner approved
     ├── Unauthorized         an owner's request that its signature does not carry
     ├── Conflict             somebody else changed it first
     ├── NotFound             no such thing in the caller's namespace
@@ -80,16 +80,15 @@ class EndorsementError(VerificationError):
     code = "endorsement"
 
 
-class AppraisalDenied(RoomkeyError):  # noqa: N818  a verdict, named as RFC 9334 names the act
-    code = "appraisal"
-    http_status = 403
-    exit_status = 13
-
-
 class ReleaseDenied(RoomkeyError):  # noqa: N818
     code = "release"
     http_status = 403
     exit_status = 14
+
+
+class AppraisalDenied(ReleaseDenied):
+    code = "appraisal"
+    exit_status = 13
 
 
 class NotFound(RoomkeyError):  # noqa: N818

@@ -64,7 +64,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture(autouse=True)
 def dumpable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that runs the tests stays as it is."""
-    monkeypatch.setattr("agent.secrecy.forbid_core_dumps", lambda: None)
+    monkeypatch.setattr("keys.secrecy.forbid_core_dumps", lambda: None)
 
 
 # In a process of its own

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from agent import unlock
-from agent.secrecy import forbid_core_dumps
 from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
-from keys.errors import AttesterError, ConfigError, VolumeError
+from keys.errors import ConfigError, VolumeError
+from keys.secrecy import forbid_core_dumps
 from tests.fakes.luks import rewrite, write
 
 needs_cryptsetup = pytest.mark.skipif(
@@ -225,7 +225,7 @@ def test_a_process_that_can_be_dumped_gets_no_key(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     monkeypatch.setattr("ctypes.CDLL", Refusing)
-    with pytest.raises(AttesterError, match="core dumps"):
+    with pytest.raises(ConfigError, match="core dumps"):
         forbid_core_dumps()
 
 
@@ -233,7 +233,7 @@ def test_a_process_with_a_key_is_never_dumped() -> None:
     """After `forbid_core_dumps` the core limit is 0 and the kernel counts the process as not dumpable."""
     code = (
         "import ctypes, resource\n"
-        "from agent.secrecy import forbid_core_dumps\n"
+        "from keys.secrecy import forbid_core_dumps\n"
         "forbid_core_dumps()\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
     )

@@ -399,14 +399,30 @@ def test_machines_are_enrolled_by_certificate_or_public_key(desk: Desk, tmp_path
     (tmp_path / "ek.der").write_bytes(der)
     (tmp_path / "ek.pem").write_bytes(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM))
     (tmp_path / "ak.bin").write_bytes(tpm.ak_public)
-    desk.run("instance", "add", "der", "--ek-certificate", tmp_path / "ek.der")
-    desk.run("instance", "add", "pem", "--ek-certificate", tmp_path / "ek.pem", "--ak-public", tmp_path / "ak.bin")
-    desk.run("instance", "add", "file", "--from", write_evidence(tmp_path / "guest.json", tpm))
-    ids = {i["name"]: i["ids"] for i in desk.json("instance", "list")}
-    assert ids["pem"] == ids["file"]
-    assert ids["der"] == ids["file"][:1]
-    assert ids["der"][0].startswith("tpm-ek:")
+    ids = []
+    for words in (
+        ("--ek-certificate", tmp_path / "ek.der"),
+        ("--ek-certificate", tmp_path / "ek.pem", "--ak-public", tmp_path / "ak.bin"),
+        ("--from", write_evidence(tmp_path / "guest.json", tpm)),
+    ):
+        desk.run("instance", "add", "web-1", *words)
+        [instance] = desk.json("instance", "list")
+        ids.append(instance["ids"])
+    assert ids[1] == ids[2]
+    assert ids[0] == ids[1][:1]
+    assert ids[0][0].startswith("tpm-ek:")
     assert "endorsement key, attestation key" in desk.run("instance", "list").stdout
+
+
+def test_a_machine_has_one_name(desk: Desk, tmp_path: Path) -> None:
+    """A machine that is enrolled is not enrolled again under another name, until the first is deleted."""
+    (tmp_path / "ak.bin").write_bytes(booted(ca=EkCa()).ak_public)
+    desk.run("instance", "add", "web-1", "--ak-public", tmp_path / "ak.bin")
+    refused = desk.run("instance", "add", "web-2", "--ak-public", tmp_path / "ak.bin", status=21)
+    assert "web-1" in refused.stderr
+    desk.run("instance", "delete", "web-1", "--yes")
+    desk.run("instance", "add", "web-2", "--ak-public", tmp_path / "ak.bin")
+    assert [instance["name"] for instance in desk.json("instance", "list")] == ["web-2"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,14 @@ from broker.claims import Claims
 from broker.store.protocols import LedgerEntry, RecordKind
 from keys import b64, jwe
 from keys.custody.local import LocalCustody
-from keys.errors import FreshnessError, ReleaseDenied, Unauthorized, Unavailable, VerificationError
+from keys.errors import (
+    AppraisalDenied,
+    FreshnessError,
+    ReleaseDenied,
+    Unauthorized,
+    Unavailable,
+    VerificationError,
+)
 from keys.messages import ResourcePath
 from tests.fakes.boot import Boot
 from tests.fakes.house import House, draft
@@ -471,3 +478,26 @@ def test_custody_opens_nothing_for_a_denied_guest(house: House, tpm: FakeTpm, mo
     tpm.boot(Boot(kernel=b"another kernel"))
     denied(house, Guest(tpm, declare=True))
     assert calls == []
+
+
+# --- what our own log may say ---
+
+
+def _another_kernel(house: House, tpm: FakeTpm) -> None:
+    tpm.boot(Boot(kernel=b"another kernel"))
+
+
+def _no_rule(house: House, _tpm: FakeTpm) -> None:
+    house.put(RecordKind.RULE, "acme", "disk/root", None)
+
+
+@pytest.mark.parametrize(("change", "kind"), [(_another_kernel, AppraisalDenied), (_no_rule, ReleaseDenied)])
+def test_a_denial_has_its_class(
+    house: House, tpm: FakeTpm, change: Callable[[House, FakeTpm], None], kind: type[ReleaseDenied]
+) -> None:
+    """Genuine but unwanted is AppraisalDenied, everything else plain ReleaseDenied."""
+    change(house, tpm)
+    session_id, _ = house.attest(Guest(tpm, declare=True))
+    with pytest.raises(ReleaseDenied) as caught:
+        house.release(PATH, session_id)
+    assert type(caught.value) is kind

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import ssl
 import threading
@@ -406,3 +407,30 @@ def _limit(pid: int) -> list[str]:
     text = Path(f"/proc/{pid}/limits").read_text()
     [line] = [line for line in text.splitlines() if line.startswith("Max core file size")]
     return line.split()[4:6]
+
+
+def test_workers_end_with_the_main_process(tmp_path: Path) -> None:
+    """If the main process alone is killed, its workers do not go on without anybody to look after them."""
+    server = BrokerServer(tmp_path, workers=2)
+    server.start()
+    try:
+        os.kill(server.group, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while (left := _running(server.group)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == []
+    finally:
+        server.kill()
+
+
+def _running(group: int) -> list[int]:
+    """The processes of a process group that are not dead."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from broker.cli.operator import load_config
 from broker.cli.options import config_file, json_flag
 from broker.config import Config
+from broker.files import read_certificates, read_file
 from broker.serve import PKCS8
 from broker.store import open_store
 from broker.store.protocols import RecordKind
 from broker.terminal import fields, next_step, print_json, printable, verdict
 from broker.tokens import load_signing_key
-from broker.verifiers.x509 import load_certificate
 from keys.custody.local import LocalCustody
 from keys.errors import ConfigError, RoomkeyError
 
@@ -99,7 +98,7 @@ def _kek(config: Config, _: datetime) -> Iterator[Finding]:
 
 def _token_keys(config: Config, _: datetime) -> Iterator[Finding]:
     for file in (config.token.key_file, *config.token.old_key_files):
-        load_signing_key(_private_file(file))
+        load_signing_key(read_file(file, private=True))
         yield Finding("token key", OK, str(file))
 
 
@@ -109,13 +108,13 @@ def _tls(config: Config, now: datetime) -> Iterator[Finding]:
         yield Finding("TLS", WARN, "plain HTTP on loopback", "set tls_certificate_file and tls_key_file in [listen]")
         return
     try:
-        certificate = x509.load_pem_x509_certificates(_read(certificate_file))[0]
-        key = load_pem_private_key(_private_file(key_file), password=None)
+        certificate = read_certificates(certificate_file)[0]
+        key = load_pem_private_key(read_file(key_file, private=True), password=None)
     except (ValueError, TypeError) as error:
         raise ConfigError("the TLS certificate or its key is not readable PEM", found=str(error)) from None
     if key.public_key() != certificate.public_key():
         raise ConfigError("the TLS key is not the certificate's", found=str(key_file), mend="set the pair in [listen]")
-    if PKCS8 not in _read(key_file):
+    if PKCS8 not in read_file(key_file):
         raise ConfigError("the TLS key is not PKCS #8", found=str(key_file), mend="openssl pkcs8 -topk8 -nocrypt")
     yield _validity(certificate, now)
     yield Finding("TLS names", OK, ", ".join(_names(certificate)))
@@ -162,37 +161,13 @@ def _store(config: Config, _: datetime) -> Iterator[Finding]:
 
 def _tpm_roots(config: Config, _: datetime) -> Iterator[Finding]:
     for file in (*config.tpm.ek_root_files, *config.tpm.ek_intermediate_files):
-        _certificates(file)
+        read_certificates(file)
     if roots := config.tpm.ek_root_files:
         yield Finding("TPM roots", OK, f"{len(roots)} trusted")
     else:
         yield Finding(
             "TPM roots", WARN, "none: only TPMs that an owner enrolled are trusted", "list ek_root_files in [tpm]"
         )
-
-
-def _certificates(file: Path) -> list[x509.Certificate]:
-    data = _read(file)
-    try:
-        return x509.load_pem_x509_certificates(data) if b"-----BEGIN" in data else [load_certificate(data)]
-    except ValueError:
-        raise ConfigError("not a certificate", found=str(file)) from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read", found=str(error.strerror)) from None
-
-
-def _private_file(file: Path) -> bytes:
-    data = _read(file)
-    if mode := stat.S_IMODE(file.stat().st_mode) & 0o077:
-        raise ConfigError(
-            f"{file} is open to others", expected="mode 0400", found=f"{mode:04o} too many", mend=f"chmod 400 {file}"
-        )
-    return data
 
 
 CHECKS: dict[str, Check] = {

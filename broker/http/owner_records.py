@@ -16,6 +16,7 @@ from broker.changes import recorded
 from broker.http import types
 from broker.http.call import Call
 from broker.store.protocols import Record, RecordKind
+from keys.errors import Conflict
 
 
 def list_images(call: Call, _: None) -> types.Images:
@@ -64,7 +65,20 @@ def put_instance(call: Call, request: types.PutInstance) -> types.Instance:
     name = check_instance_name(call.name)
     posted = {key: value for key, value in msgspec.to_builtins(request).items() if key != "why" and value is not None}
     instance = parse_instance(posted)
+    _check_known_by_one_name(call, name, instance.ids)
     return _instance(_put(call, RecordKind.INSTANCE, name, instance.to_body(), why=request.why, aliases=instance.ids))
+
+
+def _check_known_by_one_name(call: Call, name: str, ids: Sequence[str]) -> None:
+    """One machine has one name: with two, deleting one would not take a key away from it. Raises Conflict."""
+    for instance_id in ids:
+        for record in call.services.store.by_alias(RecordKind.INSTANCE, instance_id):
+            if record.owner == call.who.owner and record.name != name:
+                raise Conflict(
+                    "this machine is enrolled under another name",
+                    found=f"{record.name}: {instance_id}",
+                    mend=f"roomkey instance delete {record.name}, or enrol it under that name again",
+                )
 
 
 def delete_instance(call: Call, request: types.Change) -> types.Deleted:
