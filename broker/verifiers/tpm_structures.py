@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -26,6 +27,7 @@ MAX_DIGEST_BYTES = 64  # TPM2B_DIGEST, SHA-512
 MAX_RSA_BYTES = 512  # modulus or signature, RSA-4096
 MAX_COORDINATE_BYTES = 66  # P-521
 MAX_SELECTIONS = 16  # banks in a TPML_PCR_SELECTION (HASH_COUNT of the reference implementation)
+CACHED = 256  # public areas that are remembered
 SELECT_BYTES = 3  # of a PCR bitmap: PCR 0 to 23
 PCR_COUNT = 8 * SELECT_BYTES
 
@@ -224,8 +226,12 @@ def parse_signature(data: bytes) -> Signature:
     return Signature(scheme, hashed, value)
 
 
+@lru_cache(maxsize=CACHED)
 def parse_public(data: bytes) -> Public:
-    """`data` as a TPMT_PUBLIC of an RSA or ECC key. Part 2, 12.2.4."""
+    """`data` as a TPMT_PUBLIC of an RSA or ECC key. Part 2, 12.2.4.
+
+    The newest are remembered: a guest shows the same two keys when it asks for a challenge and when it answers.
+    """
     public, rest = parse_public_prefix(data)
     if rest:
         raise VerificationError("TPMT_PUBLIC has trailing bytes", expected="0", found=str(len(rest)))

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
@@ -35,6 +36,7 @@ from keys.errors import EndorsementError
 MAX_PATH = 6  # certificates, leaf and root included
 MAX_CANDIDATES = 512  # certificates that come with the evidence, from a cache, or from the operator
 MAX_CERTIFICATE_BYTES = 8 * 1024
+CACHED = 256  # certificates that are remembered; none is longer than MAX_CERTIFICATE_BYTES
 MIN_RSA_BITS = 2048
 MIN_EC_BITS = 256
 
@@ -58,8 +60,12 @@ _FOREIGN = (
 )
 
 
+@lru_cache(maxsize=CACHED)
 def load_certificate(data: bytes) -> x509.Certificate:
-    """One certificate, DER or PEM. Raises EndorsementError if it or one of its extensions cannot be read."""
+    """One certificate, DER or PEM. Raises EndorsementError if it or one of its extensions cannot be read.
+
+    The newest are remembered, read and not judged: every guest of a fleet brings the same intermediates.
+    """
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise EndorsementError("a certificate is too long", expected=f"at most {MAX_CERTIFICATE_BYTES} bytes")
     with _readable():
