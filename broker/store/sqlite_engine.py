@@ -17,7 +17,7 @@ from typing import Any
 
 from keys.errors import ConfigError, ProtocolError, Unavailable
 
-BUSY_TIMEOUT_S = 5.0  # how long one call waits for others
+BUSY_TIMEOUT_S = 2.0  # how long one call waits for others; a guest's call keeps its worker waiting with it
 BUSY_POLL_S = 0.0001  # between two attempts; a write without a sync takes about as long
 FILE_MODE = 0o600
 
