@@ -115,7 +115,8 @@ def test_rotation_of_what_custody_cannot_open(front: Front, owner: Owner) -> Non
     """A key whose sealed bytes were exchanged in the store is not rotated."""
     owner.call("POST", f"{KEY}/generate")
     key = front.house.store.key("acme", "disk", "root")
-    front.house.store.replace_sealed(key, (key.sealed or b"")[:-1] + b"\0")
+    sealed = key.sealed or b""
+    front.house.store.replace_sealed(key, sealed[:-1] + bytes((sealed[-1] ^ 1,)))
     assert error(owner, 422, "POST", f"{KEY}/rotate")["code"] == "verification"
 
 
