@@ -203,7 +203,7 @@ def test_a_bad_token_is_refused(house: House, tpm: FakeTpm) -> None:
     """A token of somebody else is Unauthorized."""
     _, token = house.attest(Guest(tpm, declare=True))
     with pytest.raises(Unauthorized):
-        house.release(PATH, None, token[:-2] + "AA")
+        house.release(PATH, None, token[:-2] + ("Ag" if token.endswith("AA") else "AA"))
 
 
 def test_a_session_may_fetch_only_what_it_announced(house: House, tpm: FakeTpm) -> None:
