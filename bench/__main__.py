@@ -23,7 +23,7 @@ WORKERS = (1, 2)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of load for each number of workers (default 10)")
-    parser.add_argument("--connections", type=int, default=8, help="kept open at the same time (default 8)")
+    parser.add_argument("--connections", type=int, default=32, help="kept open at the same time (default 32)")
     options = parser.parse_args()
     base = Path(__file__).resolve().parent.parent / ".state"
     base.mkdir(exist_ok=True)

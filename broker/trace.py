@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from keys.errors import RoomkeyError, VerificationError
 
@@ -35,8 +35,7 @@ class Verdict(StrEnum):
     NOT_JUDGED = "not judged"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One line of a trace. `expected`, `found` and `mend` are words for the owner; empty means nothing to say."""
 
     stage: Stage
