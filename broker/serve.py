@@ -55,16 +55,16 @@ def serve(config_path: Path) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=STOP_SECONDS,
     )
-    loader: Callable[..., Any] = partial(worker, config)
+    loader: Callable[..., Any] = partial(worker, config, os.getpid())
     server.serve(target_loader=loader, wrap_loader=False)
 
 
-def worker(config: Config) -> Bridge:
-    """The application of one worker process, with its own store. A worker ends with the main process, however that
-    ends: nobody would look after it any more.
+def worker(config: Config, parent: int) -> Bridge:
+    """The application of one worker process, with its own store. A worker ends with the main process `parent`, however
+    that ends: nobody would look after it any more.
     """
     forbid_core_dumps()  # it does not survive an exec, so the main process cannot do it for its workers
-    _end_with_parent()
+    _end_with(parent)
     services = build_services(config)
     return Bridge(
         create_app(services, config.limits).wsgi_app,
@@ -74,10 +74,12 @@ def worker(config: Config) -> Bridge:
     )
 
 
-def _end_with_parent() -> None:
-    """Be asked to stop when the main process ends. prctl(2)."""
+def _end_with(parent: int) -> None:
+    """Be asked to stop when the process `parent` ends. prctl(2). Raises ConfigError, also if it has ended by now."""
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise ConfigError("workers cannot be tied to the main process", mend="see what keeps them from prctl(2)")
+    if os.getppid() != parent:
+        raise ConfigError("the main process has ended")
 
 
 def _try_out(config: Config) -> None:

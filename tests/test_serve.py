@@ -434,3 +434,20 @@ def _running(group: int) -> list[int]:
         if int(of_group) == group and state != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+@pytest.mark.parametrize(("result", "parent"), [(0, 1 << 30), (-1, os.getppid())])
+def test_a_worker_that_nobody_looks_after_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, result: int, parent: int
+) -> None:
+    """A worker whose main process has ended meanwhile, or that the kernel will not tie to it, stops at once."""
+
+    class Library:
+        def __init__(self, *_: object) -> None: ...
+
+        def prctl(self, *_: int) -> int:
+            return result
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    with pytest.raises(ConfigError, match="main process"):
+        serve._end_with(parent)
