@@ -75,8 +75,12 @@ def worker(config: Config, parent: int) -> Bridge:
 
 
 def _end_with(parent: int) -> None:
-    """Be asked to stop when the process `parent` ends. prctl(2). Raises ConfigError, also if it has ended by now."""
-    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    """Be killed when the process `parent` ends. prctl(2). Raises ConfigError, also if it has ended by now.
+
+    Killed and not asked: a worker that is just starting may miss the question, and a kill loses nothing that was
+    acknowledged. A main process that is told to stop asks its workers itself, and waits for them.
+    """
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise ConfigError("workers cannot be tied to the main process", mend="see what keeps them from prctl(2)")
     if os.getppid() != parent:
         raise ConfigError("the main process has ended")

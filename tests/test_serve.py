@@ -357,8 +357,11 @@ def test_what_the_server_is_told(unstarted: BrokerServer, monkeypatch: pytest.Mo
             told.update(settings)
 
     monkeypatch.setattr(serve, "Server", Server)
-    monkeypatch.setattr(resource, "setrlimit", lambda which, values: limits.append((which, values)))
     monkeypatch.setattr(os, "environ", {"ROOMKEY_LISTEN_WORKERS": "3"})
+    # Both would hold for the process of the tests.
+    monkeypatch.setattr(serve, "forbid_core_dumps", lambda: limits.append((resource.RLIMIT_CORE, (0, 0))))
+    tied: list[int] = []
+    monkeypatch.setattr(serve, "_end_with", tied.append)
     serve.serve(unstarted.config_file)
     assert limits == [(resource.RLIMIT_CORE, (0, 0))]
     assert told["workers"] == 3
@@ -368,6 +371,8 @@ def test_what_the_server_is_told(unstarted: BrokerServer, monkeypatch: pytest.Mo
     application = told["target_loader"]()
     assert isinstance(application, Bridge)
     application._on_stop()
+    assert tied == [os.getpid()]
+    assert len(limits) == 2
 
 
 def test_plain_http_on_loopback(unstarted: BrokerServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +393,7 @@ def test_plain_http_on_loopback(unstarted: BrokerServer, monkeypatch: pytest.Mon
             pass
 
     monkeypatch.setattr(serve, "Server", Server)
-    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(serve, "forbid_core_dumps", lambda: None)
     serve.serve(unstarted.config_file)
     assert told["ssl_cert"] is None
 
