@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -239,3 +240,20 @@ def test_a_process_with_a_key_is_never_dumped() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(0, 0) 0"
+
+
+def test_what_the_kernel_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core limit is set to nothing and PR_SET_DUMPABLE to 0."""
+    asked: list[tuple[object, ...]] = []
+
+    class Library:
+        def __init__(self, *_: object) -> None: ...
+
+        def prctl(self, *arguments: int) -> int:
+            asked.append(arguments)
+            return 0
+
+    monkeypatch.setattr("resource.setrlimit", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    forbid_core_dumps()
+    assert asked == [(resource.RLIMIT_CORE, (0, 0)), (4, 0, 0, 0, 0)]
