@@ -15,6 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from broker import owners
+from broker.claims import Trusted
 from broker.config import Config, Limits
 from broker.files import read_certificates, read_file
 from broker.http import errors
@@ -27,6 +28,7 @@ from broker.tokens import TokenSigner, load_signing_key
 from keys import strictjson
 from keys.custody.local import LocalCustody
 from keys.errors import ConfigError, ProtocolError
+from keys.tee import Tee
 
 
 def create_app(services: Services, limits: Limits | None = None) -> Flask:
@@ -63,8 +65,12 @@ def build_services(config: Config) -> Services:
         custody=custody,
         tokens=tokens,
         audience=config.broker.audience,
-        roots=_certificates(config.tpm.ek_root_files),
-        certificates=_certificates(config.tpm.ek_intermediate_files),
+        trusted={
+            Tee.TPM: Trusted(
+                roots=_certificates(config.tpm.ek_root_files),
+                certificates=_certificates(config.tpm.ek_intermediate_files),
+            ),
+        },
         challenge_lifetime_ms=config.challenge.lifetime_s * 1000,
     )
 

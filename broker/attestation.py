@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from broker import initdata, ledger, session
 from broker.appraisal.ear import ear_claims
 from broker.appraisal.instances import Instance
-from broker.claims import Binding, Claims, Endorsements, Verifier
+from broker.claims import Binding, Claims, Endorsements, Trusted, Verifier
 from broker.services import Services
 from broker.store.protocols import Consumption, Record, RecordKind
 from broker.trace import Stage, Trace
@@ -141,8 +141,7 @@ def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int
         activation = session.activation_secret(services.custody, attempt.session, nonce)
     hint = attempt.challenge["resource"]
     endorsements = Endorsements(
-        roots=services.roots,
-        certificates=services.certificates,
+        trusted=services.trusted.get(attempt.verifier.tee, Trusted()),
         enrolled=_public_areas(attempt.enrolled, None if hint is None else ResourcePath.parse(hint).owner),
         activation=activation,
         session={} if attempt.tpm is None else attempt.tpm._asdict(),

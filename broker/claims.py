@@ -32,24 +32,41 @@ class Binding:
 class EndorsementRequest:
     """What the caller must look up before `verify`.
 
-    `instance_ids`: ids under which an owner may have enrolled this guest's key.
+    `instance_ids`: ids under which an owner may have enrolled this guest's key. `required` and `helpful` name the
+    vendor's endorsements that the evidence does not bring: nothing can be verified without the first, the others are
+    used where they are at hand. Names are those of `broker.endorsements`.
     """
 
     instance_ids: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    helpful: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """What the operator trusts and demands on one platform.
+
+    `roots` are the trust anchors, `certificates` candidates for the chain. `floors` is the appraisal policy for
+    evidence (RFC 9334, section 8.5) of the platform's own kind, or None for the strict default.
+    """
+
+    roots: tuple[x509.Certificate, ...] = ()
+    certificates: tuple[x509.Certificate, ...] = ()
+    floors: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Endorsements:
     """What vouches for the evidence.
 
-    `roots` are the trust anchors and come from the operator's config only. `certificates` are candidates for the chain
-    and are trusted for nothing. `enrolled` maps an instance id to the platform's public area as its owner enrolled it.
-    `activation` is the secret that this session sealed to the guest's EK and AK Name (TPM), `session` what the guest
-    declared when it asked for the challenge.
+    `trusted` comes from the operator's config and the product only. `found` maps the names of an `EndorsementRequest`
+    to what was found under them (DER), trusted for nothing. `enrolled` maps an instance id to the platform's public
+    area as its owner enrolled it. `activation` is the secret that this session sealed to the guest's EK and AK Name
+    (TPM), `session` what the guest declared when it asked for the challenge.
     """
 
-    roots: tuple[x509.Certificate, ...] = ()
-    certificates: tuple[x509.Certificate, ...] = ()
+    trusted: Trusted = field(default_factory=Trusted)
+    found: Mapping[str, bytes] = field(default_factory=dict)
     enrolled: Mapping[str, bytes] = field(default_factory=dict)
     activation: bytes | None = field(default=None, repr=False)
     session: Mapping[str, Any] = field(default_factory=dict)
@@ -69,9 +86,9 @@ class Claims:
     """What the evidence proves, and nothing that it merely says.
 
     `instance_ids` name the guest's hardware identity, strongest first. `trust` says by what the identity is trusted
-    ("ek-certificate", "enrolled"); an identity that is trusted only because an owner enrolled it counts for that owner
-    alone. `measurements` maps register names ("sha256:4") to lower-case hex. `facts` are other verified values under
-    the platform's own names. `events` explain measurements; only the register's value is evidence.
+    (`broker.appraisal.appraise` has the words); an identity that is trusted only because an owner enrolled it counts
+    for that owner alone. `measurements` maps register names ("sha256:4") to lower-case hex. `facts` are other verified
+    values under the platform's own names. `events` explain measurements; only the register's value is evidence.
     """
 
     tee: Tee

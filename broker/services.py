@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from cryptography import x509
-
+from broker.claims import Trusted
 from broker.store.protocols import Store
 from broker.tokens import TokenSigner
 from keys.custody import Custody
+from keys.tee import Tee
 
 MAX_CHALLENGE_LIFETIME_MS = 300_000  # milliseconds; the protocol's five minutes
 
@@ -24,8 +24,7 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`roots` and `certificates` come from the operator's config: trust anchors for EK certificates, and intermediates
-    that are trusted for nothing by themselves. `audience` is what owners' requests must name.
+    """`trusted`: what the operator trusts and demands on each platform. `audience` is what owners' requests must name.
 
     `clock` and `random` are read at the edge only; everything further in takes a time and gets its randomness handed.
     """
@@ -34,8 +33,7 @@ class Services:
     custody: Custody = field(repr=False)
     tokens: TokenSigner = field(repr=False)
     audience: str
-    roots: tuple[x509.Certificate, ...] = ()
-    certificates: tuple[x509.Certificate, ...] = ()
+    trusted: Mapping[Tee, Trusted] = field(default_factory=dict)
     challenge_lifetime_ms: int = MAX_CHALLENGE_LIFETIME_MS
     clock: Callable[[], int] = now_ms
     random: Callable[[int], bytes] = field(default=os.urandom, repr=False)

@@ -31,6 +31,7 @@ from broker.store.sqlite import SqliteStore
 from keys import b64
 from keys.errors import ConfigError, NotFound, RoomkeyError
 from keys.messages import MAX_BODY_BYTES
+from keys.tee import Tee
 from tests.fakes.boot import Boot
 from tests.fakes.broker_server import BrokerServer
 from tests.fakes.ek_ca import EkCa
@@ -295,8 +296,8 @@ def test_services_of_a_config(unstarted: BrokerServer, ca: EkCa) -> None:
     """The services are what the config says: roots, lifetimes, audience, keys."""
     services = build_services(config_of(unstarted))
     try:
-        assert services.roots == (ca.root,)
-        assert services.certificates == (ca.intermediate,)
+        assert services.trusted[Tee.TPM].roots == (ca.root,)
+        assert services.trusted[Tee.TPM].certificates == (ca.intermediate,)
         assert services.audience == services.tokens.audience == services.tokens.issuer == unstarted.url
         assert services.challenge_lifetime_ms == 300_000
         with pytest.raises(NotFound):
@@ -312,7 +313,7 @@ def test_root_in_der(unstarted: BrokerServer, ca: EkCa) -> None:
     unstarted.config_file.write_text(text)
     services = build_services(config_of(unstarted))
     services.store.close()
-    assert services.roots == (ca.root,)
+    assert services.trusted[Tee.TPM].roots == (ca.root,)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from agent.attesters.tpm import EK_PROFILES, EkProfile, TpmAttester
 from agent.config import Settings
 from agent.deadline import Deadline
-from broker.claims import Binding, Claims, Endorsements
+from broker.claims import Binding, Claims, Endorsements, Trusted
 from broker.trace import Trace
 from broker.verifiers.tpm import TpmVerifier, make_challenge
 from keys.errors import VerificationError
@@ -38,7 +38,7 @@ def flow(tpm: SoftwareTpm, log: Path, boot: Boot, report_data: bytes = DATA) -> 
         credential = TpmCredential(*make_challenge(declaration._asdict(), secret, os.urandom))
         evidence = attester.evidence(DATA, attester.accept(Challenge("nonce", credential)))
     verifier, trace = TpmVerifier(), Trace()
-    endorsements = Endorsements(roots=(CA.root,), activation=secret, session=declaration._asdict())
+    endorsements = Endorsements(trusted=Trusted(roots=(CA.root,)), activation=secret, session=declaration._asdict())
     claims = verifier.verify(verifier.decode(evidence), endorsements, Binding(report_data), datetime.now(UTC), trace)
     assert not trace.failed
     return claims

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.claims import Binding, Claims, EndorsementRequest, Endorsements
+from broker.claims import Binding, Claims, EndorsementRequest, Endorsements, Trusted
 from broker.trace import Stage, Trace, Verdict
 from broker.verifiers.registry import verifier_for
 from broker.verifiers.tpm import TpmVerifier
@@ -52,7 +52,7 @@ def enrolled(tpm: FakeTpm) -> Endorsements:
 def declared(tpm: FakeTpm, **changes: Any) -> Endorsements:
     """What the broker knows of a session that declared this TPM."""
     session = {**tpm.declaration._asdict(), **changes}
-    return Endorsements(roots=(CA.root,), activation=SECRET, session=session)
+    return Endorsements(trusted=Trusted(roots=(CA.root,)), activation=SECRET, session=session)
 
 
 def verify(
@@ -184,7 +184,7 @@ def test_quote_for_another_challenge() -> None:
 def test_software_key() -> None:
     """A key that nobody vouches for is refused, however well it signs, and the refusal names it for enrolment."""
     tpm = booted()
-    trace = refused(tpm.evidence(DATA), Endorsements(roots=(CA.root,)), "attestation key is trusted")
+    trace = refused(tpm.evidence(DATA), Endorsements(trusted=Trusted(roots=(CA.root,))), "attestation key is trusted")
     assert trace.checks[-1].found == f"tpm-ak:{tpm.ak_name.hex()}"
 
 
@@ -294,7 +294,12 @@ def test_certificate_of_a_maker_that_is_not_trusted() -> None:
     root = OTHER_CA.root.public_bytes(Encoding.DER)
     endorsements = declared(tpm, ek_certificates=(*tpm.certificates, root))
     refused(tpm.evidence(DATA, SECRET), endorsements, "no configured root", error=EndorsementError)
-    refused(tpm.evidence(DATA, SECRET), replace(endorsements, roots=()), "no configured root", error=EndorsementError)
+    refused(
+        tpm.evidence(DATA, SECRET),
+        replace(endorsements, trusted=Trusted()),
+        "no configured root",
+        error=EndorsementError,
+    )
 
 
 def test_intermediate_from_the_configuration() -> None:
@@ -302,7 +307,7 @@ def test_intermediate_from_the_configuration() -> None:
     tpm = booted(ca=CA)
     leaf_only = declared(tpm, ek_certificates=tpm.certificates[:1])
     refused(tpm.evidence(DATA, SECRET), leaf_only, "no configured root", error=EndorsementError)
-    assert verify(tpm.evidence(DATA, SECRET), replace(leaf_only, certificates=(CA.intermediate,)))
+    assert verify(tpm.evidence(DATA, SECRET), replace(leaf_only, trusted=Trusted((CA.root,), (CA.intermediate,))))
 
 
 def test_enrolled_key_whose_certificate_leads_nowhere() -> None:
@@ -399,7 +404,7 @@ def test_key_below_the_declared_parent() -> None:
     evidence, owner = quoted(quote, activation=activation_proof(SECRET, bytes(range(32))))
     for endorsements in (
         declared(tpm, ak_public=PUBLIC),
-        replace(declared(tpm, ak_public=PUBLIC), roots=(), enrolled=owner.enrolled),
+        replace(declared(tpm, ak_public=PUBLIC), trusted=Trusted(), enrolled=owner.enrolled),
     ):
         assert verify(evidence, endorsements).facts["ak_hierarchy"] == "child of the EK"
 

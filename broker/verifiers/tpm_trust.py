@@ -158,5 +158,5 @@ def _ek_certificate(
         raise EndorsementError("the session declared no EK certificate")
     leaf, *chain = [load_certificate(der) for der in session["ek_certificates"]]
     certificate = read_ek_certificate(leaf, ek.key)
-    path = check_path(leaf, (*chain, *endorsements.certificates), endorsements.roots, at)
+    path = check_path(leaf, (*chain, *endorsements.trusted.certificates), endorsements.trusted.roots, at)
     return certificate, path[-1].subject.rfc4514_string()

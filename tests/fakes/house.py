@@ -18,7 +18,7 @@ from broker.appraisal.enrol import enrol_image
 from broker.appraisal.images import parse_image
 from broker.appraisal.instances import parse_instance
 from broker.appraisal.rules import read_rule, rule_name
-from broker.claims import Claims
+from broker.claims import Claims, Trusted
 from broker.services import Services, now_ms
 from broker.store.protocols import KeyState, LedgerEntry, Record, RecordKind, Store, StoredKey
 from broker.store.sqlite import SqliteStore
@@ -47,8 +47,7 @@ class House:
             custody=self.custody,
             tokens=TokenSigner([self.signing_key], issuer="roomkey", audience=AUDIENCE, lifetime_s=300),
             audience=AUDIENCE,
-            roots=(self.ca.root,),
-            certificates=(self.ca.intermediate,),
+            trusted={Tee.TPM: Trusted(roots=(self.ca.root,), certificates=(self.ca.intermediate,))},
             clock=lambda: self.now,
         )
 
