@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names under which AMD's endorsements are looked up and stored, and whether one is what its name says.
+
+A name is "amd/" and the path of the thing at AMD's key distribution service (KDS; AMD 57230, chapter 3):
+
+    amd/vcek/v1/Milan/<hwID, 128 hex digits>?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219
+    amd/vcek/v1/Turin/<hwID, 16 hex digits>?fmcSPL=01&blSPL=01&teeSPL=01&snpSPL=04&ucodeSPL=81
+    amd/vcek/v1/Milan/crl
+
+A VCEK's name says for which chip and which REPORTED_TCB its key was derived; KDS issues a new certificate for the same
+key each time it is asked. A name has one spelling, so that nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.verifiers.snp_report import CHIP_ID_BYTES, TCB_BYTES, Line, tcb
+from keys.errors import ProtocolError
+
+PREFIX = "amd/"
+MAX_NAME_CHARS = 256
+TURIN_HW_ID_BYTES = 8
+SPL_MAX = 255
+
+_VCEK = PREFIX + "vcek/v1/{}/{}?{}"
+_CRL = PREFIX + "vcek/v1/{}/crl"
+_NAME = re.compile(r"amd/vcek/v1/(?P<line>[A-Za-z]+)/(?:crl|(?P<hw_id>[0-9a-f]+)\?(?P<spls>[A-Za-z0-9=&]+))\Z")
+_SPL = re.compile(r"([a-z]+)SPL=([0-9]{2,3})\Z")
+_PARAMETERS: Mapping[str, str] = {"fmc": "fmc", "bootloader": "bl", "tee": "tee", "snp": "snp", "microcode": "ucode"}
+_COMPONENTS: Mapping[str, str] = {parameter: component for component, parameter in _PARAMETERS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Vcek:
+    """What the name of a VCEK's certificate says. `tcb` is by component, as `snp_report.tcb` names them."""
+
+    line: Line
+    hw_id: bytes
+    tcb: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """What the name of a certificate revocation list says."""
+
+    line: Line
+
+
+def vcek_name(line: Line, hw_id: bytes, tcb: Mapping[str, int]) -> str:
+    """The name of the VCEK certificate of the chip `hw_id` (64 bytes; Turin: 8) for the REPORTED_TCB `tcb`.
+
+    Raises RuntimeError for a chip id or components that are not this line's.
+    """
+    if len(hw_id) != hw_id_bytes(line) or list(tcb) != _components(line) or not all(map(_is_spl, tcb.values())):
+        raise RuntimeError("a VCEK's name is made of its line's chip id and TCB components")
+    spls = "&".join(f"{_PARAMETERS[component]}SPL={spl:02d}" for component, spl in tcb.items())
+    return _VCEK.format(line, hw_id.hex(), spls)
+
+
+def crl_name(line: Line) -> str:
+    """The name of the line's certificate revocation list."""
+    return _CRL.format(line)
+
+
+def read_name(name: str) -> Vcek | RevocationList:
+    """What `name` says. Raises ProtocolError for what is no name, or is one in another spelling."""
+    match = _NAME.match(name) if len(name) <= MAX_NAME_CHARS else None
+    if match is None or match["line"] not in set(Line):
+        raise _no_name(name)
+    line = Line(match["line"])
+    if match["hw_id"] is None:
+        return RevocationList(line)
+    spls = [_SPL.match(part) for part in match["spls"].split("&")]
+    tcb = {_COMPONENTS.get(spl[1], ""): int(spl[2]) for spl in spls if spl is not None}
+    if len(match["hw_id"]) != 2 * hw_id_bytes(line) or list(tcb) != _components(line):
+        raise _no_name(name)
+    said = Vcek(line, bytes.fromhex(match["hw_id"]), tcb)
+    if not all(map(_is_spl, tcb.values())) or vcek_name(line, said.hw_id, tcb) != name:
+        raise _no_name(name)
+    return said
+
+
+def hw_id_bytes(line: Line) -> int:
+    """How many bytes of CHIP_ID name a chip of this line."""
+    return TURIN_HW_ID_BYTES if line is Line.TURIN else CHIP_ID_BYTES
+
+
+def _components(line: Line) -> list[str]:
+    return list(tcb(bytes(TCB_BYTES), line))
+
+
+def _is_spl(value: int) -> bool:
+    return 0 <= value <= SPL_MAX
+
+
+def _no_name(name: str) -> ProtocolError:
+    return ProtocolError(
+        "not the name of an endorsement",
+        expected='like "amd/vcek/v1/Milan/crl"',
+        found=repr(name[:MAX_NAME_CHARS]),
+    )
