@@ -85,7 +85,7 @@ _MODELS = (  # CPUID family, models, line
     (0x19, range(0xA0, 0xB0), Line.GENOA),
     (0x1A, range(0x12), Line.TURIN),
 )
-_TCB_LAYOUT: Mapping[Line, Mapping[str, int]] = {  # byte of each component, in the order in which people read them
+TCB_LAYOUT: Mapping[Line, Mapping[str, int]] = {  # byte of each component, in the order in which people read them
     Line.MILAN: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     Line.GENOA: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     Line.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
@@ -217,12 +217,12 @@ def line_of(cpuid: tuple[int, int, int]) -> Line:
 
 def tcb(raw: bytes, line: Line) -> dict[str, int]:
     """The components of a TCB_VERSION, whose places depend on the line and not on the report's version."""
-    return {name: raw[place] for name, place in _TCB_LAYOUT[line].items()}
+    return {name: raw[place] for name, place in TCB_LAYOUT[line].items()}
 
 
 def tcb_reserved_is_zero(raw: bytes, line: Line) -> bool:
     """Whether the bytes of a TCB_VERSION that have no meaning on this line are zero."""
-    return not any(byte for place, byte in enumerate(raw) if place not in _TCB_LAYOUT[line].values())
+    return not any(byte for place, byte in enumerate(raw) if place not in TCB_LAYOUT[line].values())
 
 
 def _u32(raw: bytes, at: int) -> int:
