@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 
 from broker.verifiers.tpm_structures import SHA256
 from broker.verifiers.uki import predict_pcr11
+from keys.errors import VerificationError
 from tests.conformance import kinds, runner
+from tests.conformance.kinds import DisagreementError
+from tests.conformance.manifest import BadEntryError, Case, Folder
 from tests.conformance.runner import FAILED, PASSED, SKIPPED, Result, judge_folder, run
 from tests.fakes import tpm_forge as forge
 from tests.vectors import VECTORS, needs_vectors
@@ -96,6 +100,87 @@ def test_mutations_that_change_nothing(tmp_path: Path) -> None:
     assert {result.outcome for result in results} == {PASSED}
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"target": "attest", "offset": 0, "xor": "01"},
+        {"target": "attest", "truncate": 12},
+        {"target": "attest", "truncate": 0},
+        {"target": "ak_public", "append": "00"},
+        {"replace": {"attest": "signature"}},
+    ],
+    ids=str,
+)
+def test_short_mutations(operation: dict[str, Any], tmp_path: Path) -> None:
+    """The shorter form of each mutation is applied, so that good evidence turns bad."""
+    assert [result.outcome for result in folder(tmp_path, derived(operation))] == [PASSED, PASSED]
+    assert folder(tmp_path, derived(operation, expect="valid"))[1].outcome == FAILED
+
+
+def test_short_mutations_that_change_nothing(tmp_path: Path) -> None:
+    """`truncate` says how many bytes stay; an entry can name the target of its mutations, and mix both forms."""
+    size = len(QUOTE.attest())
+    again = op("xor", file="attest", offset=9, mask="ff")
+    results = folder(
+        tmp_path,
+        {**derived({"truncate": size}, expect="valid"), "target": "attest"},
+        {**derived({"offset": 9, "xor": "ff"}, again, expect="valid"), "target": "attest"},
+        {**derived({"append": "0000"}, {"truncate": size}, expect="valid"), "target": "attest"},
+        derived({"verify_at": "2026-01-01T00:00:00Z"}, expect="valid"),
+    )
+    assert {result.outcome for result in results} == {PASSED}
+
+
+def test_what_a_judge_is_given(tmp_path: Path) -> None:
+    """A case knows its time, which a mutation can change, its origin, and has one signer's certificate."""
+    entry = {"name": "a", "files": {"vcek": "ak", "report": "ak"}, "verify_at": "2025-06-01T00:00:00Z"}
+    other = {"name": "b", "base": "a", "mutation": [{"replace": {"vlek": "attest"}}, {"verify_at": "2049-01-01"}]}
+    folder(tmp_path, entry, other)
+    held = Folder(tmp_path)
+    first, second = held.case(entry), held.case(other)
+    assert (first.at, second.at) == (datetime(2025, 6, 1, tzinfo=UTC), datetime(2049, 1, 1, tzinfo=UTC))
+    assert (first.files.keys(), second.files.keys()) == ({"vcek", "report"}, {"vlek", "report"})
+    assert second.origin == entry
+    with pytest.raises(BadEntryError):
+        _ = held.case(ENTRY).at
+
+
+def test_members_that_are_no_lists(tmp_path: Path) -> None:
+    """A section makes entries of a manifest's member; members that no section knows and that are no lists are words."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"about": {"x": 1}, "answers": {"a": 1, "b": 2}}))
+    assert Folder(tmp_path).entries == []
+    made = Folder(tmp_path, {"answers": lambda value: [{"name": name} for name in value]})
+    assert made.entries == [{"name": "a"}, {"name": "b"}]
+
+
+def test_policies_and_disagreements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every policy case gets its verdict, and a claim read otherwise than recorded fails whatever is expected."""
+
+    def judge(case: Case) -> None:
+        if case.claims["clock"] != 1234:
+            raise DisagreementError("claim clock")
+
+    def policy(value: object, case: Case) -> None:
+        if not value:
+            raise VerificationError("no")
+
+    monkeypatch.setitem(kinds.KINDS, "quote", kinds.Kind(frozenset({"attest"}), judge, policy=policy))  # type: ignore[arg-type]
+    yes, no = {"policy": {"a": 1}, "expect": "valid"}, {"policy": {}, "expect": "invalid"}
+    results = folder(
+        tmp_path,
+        {**ENTRY, "name": "x", "policy_cases": [yes, no]},
+        {**ENTRY, "name": "x", "policy_cases": [yes, {**no, "expect": "valid"}]},
+        derived(op("claim", key="clock", value=1)),
+        {**ENTRY, "name": "x", "expect_default_policy": "valid"},
+    )
+    assert [result.outcome for result in results] == [PASSED, PASSED, FAILED, FAILED, FAILED]
+    assert [result.why for result in results[2:]] == [
+        "policy {}: expected valid, found invalid (no)",
+        "claim clock",
+        "bad entry: a quote has no default policy",
+    ]
+
+
 def test_mutation_of_one_file_of_several(tmp_path: Path) -> None:
     """A file inside an object of files is mutated under its own name; a list of files has no names."""
     (tmp_path / "kernel").write_bytes(b"kernel")
@@ -128,6 +213,16 @@ def test_mutation_of_one_file_of_several(tmp_path: Path) -> None:
         (derived(op("swap_file", file="attest", **{"with": ["ak"]})), "no single file 'attest'"),
         (derived({"file": "attest"}), "makes no sense"),
         (derived(*["xor"]), "makes no sense"),  # type: ignore[arg-type]
+        (derived({}), "makes no sense"),
+        (derived({"target": "attest", "rotate": 1}), "makes no sense"),
+        (derived({"target": "attest", "xor": "01"}), "makes no sense"),
+        (derived({"target": "attest", "offset": "0", "xor": "01"}), "makes no sense"),
+        (derived({"target": "attest", "truncate": 99999}), "drops -"),
+        (derived({"append": "00"}), "mutation of 'report', which is not"),
+        (derived({"target": "nothing", "offset": 0, "xor": "01"}), "mutation of 'nothing', which is not"),
+        (derived({"replace": {"attest": "missing"}}), "no file 'missing'"),
+        (derived({"replace": "attest"}), "makes no sense"),
+        ({**ENTRY, "name": "x", "policy_cases": [{"policy": {}}]}, "a quote has no policies"),
         ({"name": "x", "base": "missing", "expect": "invalid"}, "no base 'missing'"),
         ({"name": "x", "base": "x", "expect": "invalid"}, "no base 'x'"),
         ({**ENTRY, "name": "x", "expect": "perhaps"}, "expected perhaps, found valid"),

@@ -38,6 +38,7 @@ from broker.verifiers.tpm_structures import (
 from broker.verifiers.tpm_trust import instance_id
 from broker.verifiers.x509 import load_certificate
 from keys.errors import VerificationError
+from keys.tee import Tee
 from tests.conformance.manifest import BadEntryError, Case
 
 ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)  # enrolment does not expire
@@ -48,11 +49,26 @@ class ClaimDiffersError(Exception):
     """The product found something else than what is recorded."""
 
 
+class DisagreementError(Exception):
+    """The product takes the evidence and reads something else in it than what is recorded: a failure in any case."""
+
+
+TPM_TEES = frozenset((Tee.TPM, Tee.AZ_SNP_VTPM, Tee.AZ_TDX_VTPM))
+
+
 class Kind(NamedTuple):
-    """`files`: at least one of these names is among the entry's files; else it is another platform's kind."""
+    """How one kind is judged; other platforms name theirs alike, "quote" say.
+
+    `files`: at least one of these names is among the entry's files, else it is another platform's kind; empty where
+    everything stands in the entry. `tees`: the platforms that it is a kind of, where an entry names its platform.
+    `policy` judges under (first argument) one of the entry's "policy_cases", `by_default` under the product's defaults.
+    """
 
     files: frozenset[str]
     judge: Callable[[Case], None]
+    tees: frozenset[Tee] = TPM_TEES
+    policy: Callable[[Any, Case], None] | None = None
+    by_default: Callable[[Case], None] | None = None
 
 
 def compare(case: Case, found: Mapping[str, Any]) -> None:
@@ -335,8 +351,8 @@ def judge_svsm(case: Case) -> None:
 
 
 KINDS: Mapping[str, Kind] = {
-    "quote": Kind(frozenset({"attest"}), judge_quote),
-    "quote-digest-only": Kind(frozenset({"attest"}), judge_digest_only),
+    "quote": Kind(frozenset({"attest"}), judge_quote, by_default=judge_by_default),
+    "quote-digest-only": Kind(frozenset({"attest"}), judge_digest_only, by_default=judge_by_default),
     "eventlog": Kind(frozenset({"eventlog"}), judge_eventlog),
     "ima-log": Kind(frozenset({"ima_log"}), judge_ima),
     "ek-cert": Kind(frozenset({"cert"}), judge_ek_certificate),

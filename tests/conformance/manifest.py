@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 Content = bytes | list[bytes] | dict[str, bytes]
+Section = Callable[[Any], list[dict[str, Any]]]  # the entries in one member of a manifest that is an object
+DEFAULT_TARGET = "report"  # of a mutation that names no file (vectors/snp, "semantics")
+EITHER = frozenset(("vcek", "vlek"))  # a report has one signer: to bring the one is to leave out the other
 
 
 class BadEntryError(Exception):
@@ -19,13 +23,21 @@ class BadEntryError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One entry, ready to be judged. `files` are contents after the mutations."""
+    """One entry, ready to be judged. `files` are contents after the mutations, `origin` is the entry that it is derived
+    from in the end (itself, if it is not), `verify_at` the time of the judgement where one is recorded.
+    """
 
     name: str
     kind: str
     files: Mapping[str, Content]
     claims: Mapping[str, Any]
     entry: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    verify_at: str | None
+
+    @property
+    def at(self) -> datetime:
+        return instant(self.verify_at)
 
     def bytes(self, key: str) -> bytes:
         content = self.files.get(key)
@@ -40,14 +52,29 @@ class Case:
             raise BadEntryError(f"file {key!r} is not JSON") from error
 
 
-class Folder:
-    """A folder with a manifest.json, whatever its layout: a list of entries, or an object that holds such lists."""
+def instant(text: object) -> datetime:
+    """A recorded time, like 2025-06-01T00:00:00Z. Raises BadEntryError."""
+    try:
+        at = datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise BadEntryError(f"{text!r} is no time") from error
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
-    def __init__(self, path: Path) -> None:
+
+class Folder:
+    """A folder with a manifest.json, whatever its layout: a list of entries, or an object that holds such lists.
+
+    `sections` make entries of the members of such an object that are something else.
+    """
+
+    def __init__(self, path: Path, sections: Mapping[str, Section] | None = None) -> None:
         self.path = path
         manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-        lists = [manifest] if isinstance(manifest, list) else [v for v in manifest.values() if isinstance(v, list)]
-        self.entries = [entry for entries in lists for entry in entries if isinstance(entry, dict)]
+        members = {"": manifest} if isinstance(manifest, list) else manifest
+        lists = [sections[name](value) if sections and name in sections else value for name, value in members.items()]
+        self.entries = [
+            entry for entries in lists if isinstance(entries, list) for entry in entries if isinstance(entry, dict)
+        ]
         self._by_name = {str(entry.get("name")): entry for entry in self.entries}
 
     def origin(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,11 +87,17 @@ class Folder:
         origin = steps[0]
         files = {key: self._read(value) for key, value in origin.get("files", {}).items()}
         claims = copy.deepcopy(origin.get("claims") or {})
+        verify_at = origin.get("verify_at")
         for step in steps:
             operations = step.get("mutation", [])
             for operation in operations if isinstance(operations, list) else [operations]:
-                self._apply(operation, files, claims)
-        return Case(str(entry.get("name")), str(origin.get("kind")), files, claims, entry)
+                if isinstance(operation, dict) and "op" not in operation:
+                    self._change(operation, files, str(step.get("target", DEFAULT_TARGET)))
+                    verify_at = operation.get("verify_at", verify_at)
+                else:
+                    self._apply(operation, files, claims)
+        kind = str(entry.get("kind", origin.get("kind")))
+        return Case(str(entry.get("name")), kind, files, claims, entry, origin, verify_at)
 
     def _ancestors(self, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The entry, its base, its base's base, ..."""
@@ -108,6 +141,37 @@ class Folder:
             holder[key] = _mutate(operation, holder[key])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadEntryError(f"mutation makes no sense: {operation!r:.120} ({error!r:.80})") from error
+
+    def _change(self, operation: Mapping[str, Any], files: dict[str, Content], target: str) -> None:
+        """The shorter form: {replace}, or of one file {offset, xor}, {truncate}, {append}; also several together."""
+        try:
+            if not operation or operation.keys() - _SHORT:
+                raise BadEntryError(f"mutation makes no sense: {operation!r:.120}")
+            for key, path in operation.get("replace", {}).items():
+                for other in EITHER - {key} if key in EITHER else ():
+                    files.pop(other, None)
+                files[key] = self._read(path)
+            key = operation.get("target", target)
+            if operation.keys() - {"target", "replace", "verify_at"}:
+                content = files.get(key)
+                if not isinstance(content, bytes):
+                    raise BadEntryError(f"mutation of {key!r}, which is not a single file of the base")
+                files[key] = _shorten(operation, content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadEntryError(f"mutation makes no sense: {operation!r:.120} ({error!r:.80})") from error
+
+
+_SHORT = frozenset(("target", "offset", "xor", "truncate", "append", "replace", "verify_at"))
+
+
+def _shorten(operation: Mapping[str, Any], content: bytes) -> bytes:
+    if "xor" in operation or "offset" in operation:
+        content = _mutate({"op": "xor", "offset": operation["offset"], "mask": operation["xor"]}, content)
+    if "truncate" in operation:  # here it says how many bytes stay
+        content = _mutate({"op": "truncate", "bytes": len(content) - operation["truncate"]}, content)
+    if "append" in operation:
+        content = _mutate({"op": "append", "hex": operation["append"]}, content)
+    return content
 
 
 def _mutate(operation: Mapping[str, Any], content: bytes) -> bytes:
