@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from broker.store import open_store
-from broker.store.protocols import Consumption, KeyState, LedgerEntry, Record, RecordKind, Store, StoredKey
+from broker.store.protocols import (
+    Consumption,
+    FetchPause,
+    KeyState,
+    LedgerEntry,
+    Record,
+    RecordKind,
+    Store,
+    StoredEndorsement,
+    StoredKey,
+)
 from keys.errors import ConfigError, Conflict, NotFound, ProtocolError, Unavailable
 from tests.fakes.store_process import FOREVER, NOW, sealed_key
 
@@ -424,6 +434,65 @@ def test_many_threads_keep_one_chain(store: Store) -> None:
     """Lines appended at once by many threads stand one after the other in an unbroken chain."""
     at_once(16, lambda number: [line(store, f"d-{number}-{again}") for again in range(5)])
     assert store.verify_chain() == 80
+
+
+# --- endorsements ---
+
+
+def endorsement(name: str, edition: str = "", *, data: bytes = b"\x30", kept: bool = False, at: int = NOW) -> Any:
+    return StoredEndorsement(name, data, edition, kept, at, None if edition == "" else at + 1)
+
+
+def test_endorsements_are_found_by_name(store: Store) -> None:
+    """What was stored comes back whole under its name, alone, among others, and in the list of all."""
+    first, second = endorsement("amd/b"), endorsement("amd/a", "02", kept=True)
+    for one in (first, second):
+        assert store.put_endorsement(one, most=9)
+    assert store.endorsements(["amd/a", "amd/b", "amd/c"]) == {"amd/a": second, "amd/b": first}
+    assert store.endorsements([]) == {}
+    assert store.all_endorsements() == [second, first]
+
+
+def test_older_edition_never_replaces_a_newer_one(store: Store) -> None:
+    """Of one name the newest edition stays; the same edition may be stored again, and then counts as fresh."""
+    for edition, at, stored in (("02", NOW, True), ("01", NOW + 1, False), ("02", NOW + 2, True), ("03", NOW, True)):
+        new = endorsement("amd/crl", edition, data=edition.encode(), at=at)
+        assert store.put_endorsement(new, most=9) is stored
+        assert (store.endorsements(["amd/crl"])["amd/crl"] == new) is stored
+    assert store.endorsements(["amd/crl"])["amd/crl"].data == b"03"
+
+
+def test_what_was_kept_stays_kept(store: Store) -> None:
+    """A fetched issue of an imported thing replaces its bytes, and it is still never dropped."""
+    store.put_endorsement(endorsement("amd/a", kept=True), most=9)
+    store.put_endorsement(endorsement("amd/a", data=b"new"), most=0)
+    assert store.endorsements(["amd/a"])["amd/a"] == endorsement("amd/a", data=b"new", kept=True)
+
+
+def test_only_the_oldest_of_what_was_not_kept_goes(store: Store) -> None:
+    """Beyond the limit the oldest fetched ones are dropped, and no imported one, however many there are."""
+    for number in range(3):
+        store.put_endorsement(endorsement(f"kept-{number}", kept=True, at=NOW - 9), most=2)
+    for number in (2, 0, 1):
+        store.put_endorsement(endorsement(f"fetched-{number}", at=NOW + number), most=2)
+    names = [one.name for one in store.all_endorsements()]
+    assert names == ["fetched-1", "fetched-2", "kept-0", "kept-1", "kept-2"]
+
+
+def test_pauses_are_remembered_until_they_expire(store: Store) -> None:
+    """A pause is found by its name until it is lifted, replaced or purged."""
+    pause, other = FetchPause(3, True, NOW + 1, NOW + 2), FetchPause(1, False, NOW, NOW + 3)
+    store.pause("amd/", pause)
+    store.pause("amd/a", other)
+    assert store.pauses(["amd/", "amd/a", "amd/b"]) == {"amd/": pause, "amd/a": other}
+    store.pause("amd/", other)
+    assert store.pauses(["amd/"]) == {"amd/": other}
+    store.pause("amd/", None)
+    assert store.pauses(["amd/"]) == {}
+    store.purge(NOW + 2)
+    assert store.pauses(["amd/a"]) == {"amd/a": other}
+    store.purge(NOW + 3)
+    assert store.pauses(["amd/a"]) == {}
 
 
 # --- the whole ---

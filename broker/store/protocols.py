@@ -8,7 +8,7 @@ done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -211,7 +211,62 @@ class LedgerStore(Protocol):
         ...
 
 
-class Store(SessionStore, KeyStore, RecordStore, LedgerStore, Protocol):
+@dataclass(frozen=True, slots=True)
+class StoredEndorsement:
+    """Something that a vendor vouches for, under its name (see `broker.endorsements`).
+
+    `edition` grows from one issue of a thing to the next (a revocation list's number, filled up with zeros); "" where
+    issues are all alike. `kept`: an operator imported it. `fresh_until` is when it should be fetched anew, None: never.
+    """
+
+    name: str
+    data: bytes
+    edition: str
+    kept: bool
+    stored_at: int
+    fresh_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPause:
+    """Something is not fetched again before `until`, after so many `failures` in a row. `absent`: its source answered
+    that there is no such thing. All this is forgotten at `expires_at`.
+    """
+
+    failures: int
+    absent: bool
+    until: int
+    expires_at: int
+
+
+class EndorsementStore(Protocol):
+    """What vendors vouch for, and when they may be asked again: shared by all processes of a broker."""
+
+    def put_endorsement(self, endorsement: StoredEndorsement, *, most: int) -> bool:
+        """Store it in place of an edition that is not newer; False, and nothing changed, where the stored one is.
+
+        What was kept stays kept. Of those that are not, the oldest go until at most `most` are left.
+        """
+        ...
+
+    def endorsements(self, names: Iterable[str]) -> dict[str, StoredEndorsement]:
+        """Those of `names` that there are."""
+        ...
+
+    def all_endorsements(self) -> list[StoredEndorsement]:
+        """By name."""
+        ...
+
+    def pause(self, name: str, pause: FetchPause | None) -> None:
+        """Remember when `name` may be fetched again; None: at once."""
+        ...
+
+    def pauses(self, names: Iterable[str]) -> dict[str, FetchPause]:
+        """Those of `names` that are remembered, whether over or not."""
+        ...
+
+
+class Store(SessionStore, KeyStore, RecordStore, LedgerStore, EndorsementStore, Protocol):
     """All of it, and the end of it."""
 
     def ready(self) -> None:

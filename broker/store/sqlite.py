@@ -2,8 +2,8 @@
 """The store in one SQLite file, for a broker on one machine: any number of threads and processes.
 
 Keys, records and the ledger are on the disk before the call returns: write-ahead log with synchronous=FULL. Challenges,
-attestations, one-time ids and counters are written with synchronous=NORMAL: a killed process loses none of them, a
-power failure may lose the last ones, and the guest asks again. Every method is one transaction.
+attestations, one-time ids, counters and endorsements are written with synchronous=NORMAL: a killed process loses none
+of them, a power failure may lose the last ones, and the guest asks again. Every method is one transaction.
 
 Why that is enough for a consumed challenge: both kinds go into one log, in order. The line in the ledger that follows
 every consumption takes it to the disk, before anything that was judged leaves the broker. If the power fails between
@@ -12,7 +12,7 @@ the two, the challenge is good again, and nothing has come of its first use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from typing import Any
 import msgspec
 
 from broker.store.chain import GENESIS, ChainCheck, canonical, chained
-from broker.store.protocols import Consumption, KeyState, LedgerEntry, Record, RecordKind, StoredKey
+from broker.store.protocols import (
+    Consumption,
+    FetchPause,
+    KeyState,
+    LedgerEntry,
+    Record,
+    RecordKind,
+    StoredEndorsement,
+    StoredKey,
+)
 from broker.store.sqlite_engine import Engine, Row, answering
 from keys.errors import Conflict, NotFound, Unavailable
 
@@ -37,6 +46,7 @@ _NEWEST = (
     "r.version = (SELECT max(version) FROM record WHERE kind = r.kind AND owner = r.owner AND name = r.name) "
     "AND r.body IS NOT NULL "
 )
+_ENDORSEMENT = "SELECT name, data, edition, kept, stored_at, fresh_until FROM endorsement "
 _LINE = "SELECT sequence, id, owner, at, kind, verdict, subject, body, hash FROM ledger "
 
 
@@ -123,7 +133,8 @@ class SqliteStore:
         """At most PURGE_ROWS of each kind in one call, so that nobody waits long; the rest goes with the next."""
         with self._transaction(self._quick) as connection:
             for table, before in (
-                ("session", now - SESSION_MEMORY_MS), ("attestation", now), ("used_once", now), ("counter", now)
+                ("session", now - SESSION_MEMORY_MS), ("attestation", now), ("used_once", now), ("counter", now),
+                ("fetch_pause", now),
             ):  # fmt: skip
                 connection.execute(
                     f"DELETE FROM {table} WHERE rowid IN "  # noqa: S608  our own table names
@@ -329,6 +340,66 @@ class SqliteStore:
                 chain.follow(_line(row))
         return chain.lines
 
+    # --- endorsements ---
+
+    def put_endorsement(self, endorsement: StoredEndorsement, *, most: int) -> bool:
+        # One statement compares and writes: an older list never gets in behind a newer one.
+        with self._transaction(self._quick) as connection:
+            stored = connection.execute(
+                "INSERT INTO endorsement (name, data, edition, kept, stored_at, fresh_until) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET data = excluded.data, edition = excluded.edition, "
+                "kept = max(kept, excluded.kept), stored_at = excluded.stored_at, fresh_until = excluded.fresh_until "
+                "WHERE excluded.edition >= edition RETURNING 1",
+                (
+                    endorsement.name,
+                    endorsement.data,
+                    endorsement.edition,
+                    endorsement.kept,
+                    endorsement.stored_at,
+                    endorsement.fresh_until,
+                ),
+            ).fetchall()
+            connection.execute(
+                "DELETE FROM endorsement WHERE rowid IN (SELECT rowid FROM endorsement WHERE kept = 0 "
+                "ORDER BY stored_at DESC, name LIMIT -1 OFFSET ?)",
+                (most,),
+            )
+        return bool(stored)
+
+    def endorsements(self, names: Iterable[str]) -> dict[str, StoredEndorsement]:
+        rows = self._read(
+            _ENDORSEMENT + "WHERE name IN (SELECT value FROM json_each(?))",  # noqa: S608  our own text
+            _text([*names]),
+        )
+        return {row[0]: _endorsement(row) for row in rows}
+
+    def all_endorsements(self) -> list[StoredEndorsement]:
+        return [_endorsement(row) for row in self._read(_ENDORSEMENT + "ORDER BY name")]
+
+    def pause(self, name: str, pause: FetchPause | None) -> None:
+        if pause is None:
+            self._write(self._quick, "DELETE FROM fetch_pause WHERE name = ?", name)
+            return
+        self._write(
+            self._quick,
+            "INSERT OR REPLACE INTO fetch_pause (name, failures, absent, until, expires_at) VALUES (?, ?, ?, ?, ?)",
+            name,
+            pause.failures,
+            pause.absent,
+            pause.until,
+            pause.expires_at,
+        )
+
+    def pauses(self, names: Iterable[str]) -> dict[str, FetchPause]:
+        rows = self._read(
+            "SELECT name, failures, absent, until, expires_at FROM fetch_pause "
+            "WHERE name IN (SELECT value FROM json_each(?))",
+            _text([*names]),
+        )
+        return {
+            name: FetchPause(failures, bool(absent), until, expires) for name, failures, absent, until, expires in rows
+        }
+
     # --- the whole ---
 
     def ready(self) -> None:
@@ -367,3 +438,8 @@ def _record(row: Row) -> Record:
 def _line(row: Row) -> LedgerEntry:
     sequence, id_, owner, at, kind, verdict, subject, body, hash_ = row
     return LedgerEntry(sequence, id_, owner, at, kind, verdict, subject, _body(body), hash_)
+
+
+def _endorsement(row: Row) -> StoredEndorsement:
+    name, data, edition, kept, stored_at, fresh_until = row
+    return StoredEndorsement(name, data, edition, bool(kept), stored_at, fresh_until)
