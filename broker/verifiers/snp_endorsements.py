@@ -54,9 +54,9 @@ def vcek_name(line: Line, hw_id: bytes, tcb: Mapping[str, int]) -> str:
 
     Raises RuntimeError for a chip id or components that are not this line's.
     """
-    if len(hw_id) != hw_id_bytes(line) or list(tcb) != _components(line) or not all(map(_is_spl, tcb.values())):
+    if not _is_vcek(line, hw_id, tcb):
         raise RuntimeError("a VCEK's name is made of its line's chip id and TCB components")
-    spls = "&".join(f"{_PARAMETERS[component]}SPL={spl:02d}" for component, spl in tcb.items())
+    spls = "&".join(f"{_PARAMETERS[component]}SPL={tcb[component]:02d}" for component in _components(line))
     return _VCEK.format(line, hw_id.hex(), spls)
 
 
@@ -75,12 +75,11 @@ def read_name(name: str) -> Vcek | RevocationList:
         return RevocationList(line)
     spls = [_SPL.match(part) for part in match["spls"].split("&")]
     tcb = {_COMPONENTS.get(spl[1], ""): int(spl[2]) for spl in spls if spl is not None}
-    if len(match["hw_id"]) != 2 * hw_id_bytes(line) or list(tcb) != _components(line):
+    hw_id = bytes.fromhex(match["hw_id"] if len(match["hw_id"]) % 2 == 0 else "")
+    # The last condition: another order, or something twice, would be another spelling.
+    if not _is_vcek(line, hw_id, tcb) or vcek_name(line, hw_id, tcb) != name:
         raise _no_name(name)
-    said = Vcek(line, bytes.fromhex(match["hw_id"]), tcb)
-    if not all(map(_is_spl, tcb.values())) or vcek_name(line, said.hw_id, tcb) != name:
-        raise _no_name(name)
-    return said
+    return Vcek(line, hw_id, tcb)
 
 
 def hw_id_bytes(line: Line) -> int:
@@ -92,8 +91,9 @@ def _components(line: Line) -> list[str]:
     return list(tcb(bytes(TCB_BYTES), line))
 
 
-def _is_spl(value: int) -> bool:
-    return 0 <= value <= SPL_MAX
+def _is_vcek(line: Line, hw_id: bytes, tcb: Mapping[str, int]) -> bool:
+    spls = all(0 <= spl <= SPL_MAX for spl in tcb.values())
+    return spls and len(hw_id) == hw_id_bytes(line) and tcb.keys() == set(_components(line))
 
 
 def _no_name(name: str) -> ProtocolError:
