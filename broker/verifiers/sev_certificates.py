@@ -285,7 +285,7 @@ def _ec_key(data: bytes, usage: Usage) -> ec.EllipticCurvePublicKey:
 
 def _slots(data: bytes, usage: Usage, signers: set[Usage]) -> dict[Usage, tuple[int, bytes]]:
     """In which of the two slots a signature stands is open; a slot without one is empty."""
-    slots = {}
+    slots: dict[Usage, tuple[int, bytes]] = {}
     for at in SLOTS:
         signer, algorithm, signature = _u32(data, at), _u32(data, at + 4), data[at + 8 : at + SLOT_BYTES]
         if signer in signers - slots.keys():
