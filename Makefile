@@ -50,7 +50,7 @@ bench: setup ## flows per second, latency, CPU, the agent's time to the key
 
 lock: setup ## pin all dependencies anew, with hashes
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
-	@for set in "agent.lock" "broker.lock --extra broker" "dev.lock --extra broker --group dev"; do \
+	@for set in "agent.lock" "broker.lock --extra broker" "dev.lock --extra broker --extra measure --group dev"; do \
 	  set -- $$set; file=$$1; shift; \
 	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    pyproject.toml "$$@" -o requirements/$$file; done
