@@ -57,7 +57,18 @@ def appraise(
     `images`: those that the rule names and that exist, by name@version. `instances`: the ids of this owner's records,
     by name; those of other owners never come here.
     """
-    platform = trace.check(  # (1)
+    admitted = admit(claims, rule, path, instances=instances, trace=trace)  # (1) (2)
+    image = _check_images(claims, rule, path, images, trace)  # (3)
+    known = _known(claims, instances)
+    named = known if rule.instances == (ANY,) else tuple(name for name in known if name in rule.instances)
+    return Outcome(admitted and image is not None, image, named)
+
+
+def admit(
+    claims: Claims, rule: Rule, path: ResourcePath, *, instances: Mapping[str, tuple[str, ...]], trace: Trace
+) -> bool:
+    """Whether the rule names platform and instance, (1) and (2): all that can be said before a guest is measured."""
+    platform = trace.check(
         Stage.TRUST,
         "release rule names the platform",
         claims.tee in rule.platforms,
@@ -65,11 +76,8 @@ def appraise(
         found=claims.tee,
         mend=f"roomkey rule set {path} --platform {claims.tee} ...",
     )
-    known = tuple(name for name, ids in instances.items() if not set(ids).isdisjoint(claims.instance_ids))
-    instance = _check_instance(claims, rule, path, known, trace)  # (2)
-    image = _check_images(claims, rule, path, images, trace)  # (3)
-    named = known if rule.instances == (ANY,) else tuple(name for name in known if name in rule.instances)
-    return Outcome(platform and instance and image is not None, image, named)
+    instance = _check_instance(claims, rule, path, _known(claims, instances), trace)
+    return platform and instance
 
 
 def clock_not_behind(previous: Mapping[str, Any] | None, claims: Claims, challenged_at: int, trace: Trace) -> bool:
@@ -106,6 +114,11 @@ def clock_mark(previous: Mapping[str, Any] | None, claims: Claims, attested_at: 
     if previous is not None and _counts(previous) > _counts(claims.facts):
         return dict(previous)
     return dict(zip(_CLOCK, _counts(claims.facts), strict=True)) | {"attested_at": attested_at}
+
+
+def _known(claims: Claims, instances: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Under which names the owner knows the guest."""
+    return tuple(name for name, ids in instances.items() if not set(ids).isdisjoint(claims.instance_ids))
 
 
 def _check_instance(claims: Claims, rule: Rule, path: ResourcePath, known: tuple[str, ...], trace: Trace) -> bool:
