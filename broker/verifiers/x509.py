@@ -44,12 +44,14 @@ Value = TypeVar("Value", bound=x509.ExtensionType)
 
 # Google's TPM certificates have names longer than X.520 allows; the library reads them and warns, once a certificate.
 warnings.filterwarnings("ignore", message="Attribute's length must be", category=UserWarning)
+# AMD gives every VCEK and VLEK the serial number 0, which RFC 5280 forbids; the library reads them and warns.
+warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive", category=UserWarning)
 
 _STRONG = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _UNDERSTOOD = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE}
 
 
-# What the library raises on certificates that it cannot read or use; turned into EndorsementError in `_readable`.
+# What the library raises on certificates that it cannot read or use; turned into EndorsementError in `readable`.
 _FOREIGN = (
     ValueError,
     TypeError,
@@ -68,7 +70,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
     """
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise EndorsementError("a certificate is too long", expected=f"at most {MAX_CERTIFICATE_BYTES} bytes")
-    with _readable():
+    with readable():
         return _read(x509.load_pem_x509_certificate(data) if _is_pem(data) else x509.load_der_x509_certificate(data))
 
 
@@ -76,7 +78,7 @@ def load_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
     """All certificates of an operator's file: a PEM bundle, or one in DER. Raises EndorsementError."""
     if not _is_pem(data):
         return (load_certificate(data),)
-    with _readable():
+    with readable():
         return tuple(map(_read, x509.load_pem_x509_certificates(data)))
 
 
@@ -110,8 +112,8 @@ def build_path(
     # (1) a CA would otherwise pass as a device that it may issue certificates for
     if is_ca(leaf):
         raise EndorsementError("a device's certificate is a CA", found=words(leaf.subject))
-    _check_valid(leaf, at)
-    _check_critical(leaf, _UNDERSTOOD.union(understood))
+    check_valid(leaf, at)
+    check_critical(leaf, _UNDERSTOOD.union(understood))
     # Shortest paths first, every candidate at most once: a tangle of cross-certificates costs no more than a chain.
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
     unused = list(dict.fromkeys(candidates))  # a guest often sends an intermediate that the operator has too
@@ -159,7 +161,7 @@ def _check_issuer(path: tuple[x509.Certificate, ...], issuer: x509.Certificate, 
     who = words(issuer.subject)
     if len(path) >= MAX_PATH:  # (7)
         raise EndorsementError("the certificate path is too long", expected=f"at most {MAX_PATH} certificates")
-    _check_valid(issuer, at)  # (2)
+    check_valid(issuer, at)  # (2)
     # (3) the caller compared the names; the library compares them again when it checks the signature
     if not issuer.subject.rdns:
         raise EndorsementError("an issuer has no name")
@@ -176,7 +178,7 @@ def _check_issuer(path: tuple[x509.Certificate, ...], issuer: x509.Certificate, 
     usage = extension(issuer, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         raise EndorsementError("an issuer may not sign certificates (keyUsage)", found=who)
-    _check_critical(issuer, _UNDERSTOOD)  # (5)
+    check_critical(issuer, _UNDERSTOOD)  # (5)
     # (6) strength first, then the signature itself
     key, hashed = issuer.public_key(), path[-1].signature_hash_algorithm
     strong = (isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS) or (
@@ -189,14 +191,14 @@ def _check_issuer(path: tuple[x509.Certificate, ...], issuer: x509.Certificate, 
             found=f"{who}: {hashed.name if hashed else 'no hash'}",
         )
     try:
-        with _readable():
+        with readable():
             path[-1].verify_directly_issued_by(issuer)
     except InvalidSignature as error:
         raise EndorsementError("a certificate's signature is wrong", found=f"issuer {who}") from error
 
 
-def _check_valid(certificate: x509.Certificate, at: datetime) -> None:
-    """Check (2)."""
+def check_valid(certificate: x509.Certificate, at: datetime) -> None:
+    """Check (2) of one certificate. Raises EndorsementError."""
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not first <= at <= last:
         raise EndorsementError(
@@ -206,8 +208,8 @@ def _check_valid(certificate: x509.Certificate, at: datetime) -> None:
         )
 
 
-def _check_critical(certificate: x509.Certificate, understood: Collection[x509.ObjectIdentifier]) -> None:
-    """Check (5)."""
+def check_critical(certificate: x509.Certificate, understood: Collection[x509.ObjectIdentifier]) -> None:
+    """Check (5) of one certificate. Raises EndorsementError."""
     for found in certificate.extensions:
         if found.critical and found.oid not in understood:
             raise EndorsementError(
@@ -217,8 +219,8 @@ def _check_critical(certificate: x509.Certificate, understood: Collection[x509.O
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """The one place where the library's exceptions about a certificate become ours."""
+def readable() -> Iterator[None]:
+    """The one place where the library's exceptions about a certificate or a revocation list become ours."""
     try:
         yield
     except _FOREIGN as error:
