@@ -17,7 +17,6 @@ events, while a log that no firmware would write is refused.
 
 from __future__ import annotations
 
-import hmac
 from datetime import datetime
 from hashlib import sha256
 from typing import ClassVar
@@ -29,6 +28,7 @@ from broker.verifiers.eventlog_rules import BootState, judge_log
 from broker.verifiers.eventlog_words import describe, type_name
 from broker.verifiers.tpm_credential import make_challenge
 from broker.verifiers.tpm_evidence import TpmEvidence, decode_evidence
+from broker.verifiers.tpm_initdata import check_init_data
 from broker.verifiers.tpm_quote import PcrValues, VerifiedQuote, verify_quote
 from broker.verifiers.tpm_structures import (
     RH_ENDORSEMENT,
@@ -47,9 +47,6 @@ from keys.errors import VerificationError
 from keys.tee import Tee
 
 __all__ = ["TpmVerifier", "make_challenge"]
-
-INIT_DATA_PCR = 8
-INIT_DATA_BYTES = 32  # the digest that PCR 8 of the SHA-256 bank is extended with
 
 
 class TpmVerifier:
@@ -86,7 +83,7 @@ class TpmVerifier:
         trust = judge_trust(ak, evidence, endorsements, qualifying_data, at, trace)  # (4)
         hierarchy = _check_hierarchy(quote, ak, trust.ek, trace)  # (5)
         if bound_to.init_data is not None:
-            _check_init_data(bound_to.init_data, pcrs, trace)  # (6)
+            check_init_data(bound_to.init_data, pcrs, trace)  # (6)
         events, boot = _explain(evidence.eventlog, pcrs, trace)  # (7)
         return Claims(
             tee=self.tee,
@@ -153,28 +150,6 @@ def _check_hierarchy(quote: VerifiedQuote, ak: Public, ek: Public | None, trace:
         mend="create the attestation key as a primary of the endorsement hierarchy, or enrol it with its parent",
     )
     return place or ""
-
-
-def _check_init_data(digest: bytes, pcrs: PcrValues, trace: Trace) -> None:
-    """Check (6): PCR 8 was extended once, with the digest of the posted text."""
-    trace.require(
-        Stage.MEASUREMENT,
-        "init-data has a digest that a TPM can hold",
-        len(digest) == INIT_DATA_BYTES,
-        expected=f"{INIT_DATA_BYTES} bytes",
-        found=len(digest),
-        mend='use algorithm = "sha256" in the init-data',
-    )
-    expected = sha256(bytes(INIT_DATA_BYTES) + digest).digest()
-    found = pcrs.get("sha256", {}).get(INIT_DATA_PCR, b"")
-    trace.require(
-        Stage.MEASUREMENT,
-        "init-data is what PCR 8 holds",
-        hmac.compare_digest(found, expected),
-        expected=expected,
-        found=found or "PCR 8 of the SHA-256 bank is not quoted",
-        mend="post the init-data that was measured when the guest booted",
-    )
 
 
 def _explain(raw: bytes | None, pcrs: PcrValues, trace: Trace) -> tuple[tuple[LoggedEvent, ...], dict[str, Fact]]:
