@@ -2,7 +2,8 @@
 """One attempt to attest: from a posted message to a signed attestation result.
 
 (1) The message is one that this session's platform can read: the evidence's shape, init-data, no additional evidence,
-    a key that the platform's wrapping can use. What is refused here has changed nothing.
+    a key that the platform's wrapping can use; and what vouches for the evidence is looked up. What is refused here, or
+    cannot be had now, has changed nothing.
 (2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
 (3) The nonce in the message is the session's, compared in constant time.
 (4) The verifier judges the evidence against the binding: nonce, guest's key, init-data.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -40,7 +42,7 @@ _STATES = {
 
 class _Attempt(NamedTuple):
     """What is known before the challenge is taken. `enrolled` are the records, of whatever owner, that name a key which
-    the evidence claims to be signed with.
+    the evidence claims to be signed with; `found` the vendor's endorsements that it does not bring.
     """
 
     session: str
@@ -50,16 +52,26 @@ class _Attempt(NamedTuple):
     init_data: bytes | None
     tpm: TpmDeclaration | None
     enrolled: dict[str, list[Record]]
+    found: Mapping[str, bytes]
 
 
-def attest(session_id: str | None, message: Attestation, services: Services, *, now: int) -> str:
-    """The token of a guest whose evidence is genuine. `now` in milliseconds.
+def attest(
+    session_id: str | None,
+    message: Attestation,
+    services: Services,
+    *,
+    now: int,
+    client: str | None = None,
+    may_wait: bool = True,
+) -> str:
+    """The token of a guest whose evidence is genuine. `now` in milliseconds. `client` is who posted the message.
 
-    Raises ProtocolError (cannot be read; the challenge is still good); FreshnessError or VerificationError (refused,
-    and the challenge is gone; the error's `decision` is the ledger's line); Unavailable.
+    Raises ProtocolError (cannot be read), WouldWait (something must be fetched and the caller does not want to wait for
+    it) or Unavailable: the challenge is still good. Raises FreshnessError or VerificationError: refused, the challenge
+    is gone, and the error's `decision` is the ledger's line.
     """
     name = session.store_name(session_id)
-    attempt = _read(name, message, services)  # (1)
+    attempt = _read(name, message, services, now, client, may_wait)  # (1)
     owner = _owner(attempt, services)
     outcome, _ = services.store.consume_session(name, now)  # (2)
     decision = ledger.new_id(services.random)
@@ -110,8 +122,10 @@ def attest(session_id: str | None, message: Attestation, services: Services, *, 
     return services.tokens.issue(ear_claims(claims, message), token_id=decision, now=now)
 
 
-def _read(name: str, message: Attestation, services: Services) -> _Attempt | None:
-    """None where there is no such session. Raises ProtocolError."""
+def _read(
+    name: str, message: Attestation, services: Services, now: int, client: str | None, may_wait: bool
+) -> _Attempt | None:
+    """None where there is no such session. Raises ProtocolError, WouldWait, Unavailable."""
     challenge = services.store.session(name)
     if challenge is None:
         return None
@@ -123,11 +137,17 @@ def _read(name: str, message: Attestation, services: Services) -> _Attempt | Non
     verifier = verifier_for(Tee(challenge["tee"]))
     evidence = verifier.decode(message.primary_evidence)
     init_data = None if message.init_data is None else initdata.digest(message.init_data)
+    needed = verifier.needs(evidence)
     enrolled = {
-        instance_id: services.store.by_alias(RecordKind.INSTANCE, instance_id)
-        for instance_id in verifier.needs(evidence).instance_ids
+        instance_id: services.store.by_alias(RecordKind.INSTANCE, instance_id) for instance_id in needed.instance_ids
     }
-    return _Attempt(name, challenge, verifier, evidence, init_data, declaration, enrolled)
+    found: Mapping[str, bytes] = {}
+    if services.endorsements is not None:
+        # Last, because it may cost time: nothing that cannot be read makes the broker ask a vendor.
+        found = services.endorsements.look_up(
+            needed, now, may_wait=may_wait, client=client, known=any(enrolled.values())
+        )
+    return _Attempt(name, challenge, verifier, evidence, init_data, declaration, enrolled, found)
 
 
 def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int, trace: Trace) -> Claims:
@@ -142,6 +162,7 @@ def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int
     hint = attempt.challenge["resource"]
     endorsements = Endorsements(
         trusted=services.trusted.get(attempt.verifier.tee, Trusted()),
+        found=attempt.found,
         enrolled=_public_areas(attempt.enrolled, None if hint is None else ResourcePath.parse(hint).owner),
         activation=activation,
         session={} if attempt.tpm is None else attempt.tpm._asdict(),

@@ -7,12 +7,17 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from broker.claims import Trusted
 from broker.store.protocols import Store
 from broker.tokens import TokenSigner
+from broker.verifiers.sev_certificates import Ca
 from keys.custody import Custody
 from keys.tee import Tee
+
+if TYPE_CHECKING:
+    from broker.endorsements.service import EndorsementService
 
 MAX_CHALLENGE_LIFETIME_MS = 300_000  # milliseconds; the protocol's five minutes
 
@@ -24,7 +29,9 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`trusted`: what the operator trusts and demands on each platform. `audience` is what owners' requests must name.
+    """`trusted`: what the operator trusts and demands on each platform; `sev_cas`: the AMD keys that SEV's platforms lead
+    to. `audience` is what owners' requests must name. Without `endorsements` nothing is looked up: there is only what
+    guests bring.
 
     `clock` and `random` are read at the edge only; everything further in takes a time and gets its randomness handed.
     """
@@ -34,6 +41,8 @@ class Services:
     tokens: TokenSigner = field(repr=False)
     audience: str
     trusted: Mapping[Tee, Trusted] = field(default_factory=dict)
+    sev_cas: tuple[Ca, ...] = ()
+    endorsements: EndorsementService | None = None
     challenge_lifetime_ms: int = MAX_CHALLENGE_LIFETIME_MS
     clock: Callable[[], int] = now_ms
     random: Callable[[int], bytes] = field(default=os.urandom, repr=False)

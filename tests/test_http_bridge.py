@@ -250,7 +250,7 @@ def test_application_that_fails() -> None:
     async def main() -> None:
         with pytest.raises(KeyError):
             await served.__rsgi__(Scope(), Exchange())
-        assert served._waiting == 0
+        assert served._pool.waiting == 0
         served.__rsgi_del__(asyncio.get_running_loop())
 
     asyncio.run(main())

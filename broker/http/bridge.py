@@ -8,6 +8,9 @@ runs afterwards ever waits for a client.
 A guest's request is judged right there, between two turns of the loop: it is a few milliseconds of Python, which no
 other thread could run beside it, and handing it to one costs half as much again. An owner's request may take long
 (erasing a key rewrites a table) and goes to a thread; when too many wait for one, the next is told to come again.
+
+A guest's request for which something must be fetched says so instead of waiting (`broker.http.edge`), and is answered
+by threads that do nothing else: a vendor that is slow delays neither other guests nor owners.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from typing import Any, Protocol
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # it imports them to be imported
 
 from broker.http import errors
+from broker.http.edge import LOOP, THREAD, TURN, WANTS_THREAD
 
 BODY_SECONDS = 10.0  # to send a body in
 MAX_WAITING = 256  # complete requests that wait for a thread of this process, or are in one
-GUESTS = "/kbs/"  # the paths that are served without a thread
+MAX_FETCHING = 32  # guests' requests that wait for something to be fetched, or for a thread to fetch it in
+FETCHING_THREADS = 8
+GUESTS = "/kbs/"  # the paths that are served without a thread, as long as nothing must be fetched
 
 Headers = list[tuple[str, str]]
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -55,6 +61,29 @@ class Exchange(Protocol):
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
 
 
+class _Pool:
+    """A few threads, and at most so many requests at once for them. `waiting` are those that are not answered yet."""
+
+    def __init__(self, threads: int, most: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._most = most
+        self.waiting = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.waiting >= self._most
+
+    async def run(self, application: Application, environ: dict[str, Any]) -> Answer:
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, _run, application, environ)
+        finally:
+            self.waiting -= 1
+
+    def shutdown(self) -> None:
+        self._executor.shutdown(wait=True)
+
+
 class Bridge:
     """An RSGI application around `application`; `on_stop` is called when the server stops."""
 
@@ -64,11 +93,12 @@ class Bridge:
         self._application = application
         self._body_bytes = body_bytes
         self._on_stop = on_stop
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="roomkey")
-        self._waiting = 0
+        self._pool = _Pool(threads, MAX_WAITING, "roomkey")
+        self._fetching = _Pool(FETCHING_THREADS, MAX_FETCHING, "roomkey-wait")
 
     def __rsgi_del__(self, _loop: asyncio.AbstractEventLoop) -> None:
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown()
+        self._fetching.shutdown()
         self._on_stop()
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
@@ -80,19 +110,21 @@ class Bridge:
             return
         except (ProtocolClosed, ProtocolError):
             return  # the client is gone, and nobody is there to be answered
+        environ = _environ(scope, length, body)
+        pool = self._pool
         if scope.path.startswith(GUESTS):
-            exchange.response_bytes(*_run(self._application, _environ(scope, length, body)))
-            return
-        if self._waiting >= MAX_WAITING:
+            environ[TURN] = LOOP
+            answer = _run(self._application, environ)
+            if WANTS_THREAD not in environ:
+                exchange.response_bytes(*answer)
+                return
+            environ = _environ(scope, length, body)
+            environ[TURN] = THREAD
+            pool = self._fetching
+        if pool.is_full:
             exchange.response_bytes(*_early(scope.path, 503, "the broker is busy, try again later"))
             return
-        self._waiting += 1
-        try:
-            environ = _environ(scope, length, body)
-            answer = await asyncio.get_running_loop().run_in_executor(self._pool, _run, self._application, environ)
-        finally:
-            self._waiting -= 1
-        exchange.response_bytes(*answer)
+        exchange.response_bytes(*await pool.run(self._application, environ))
 
     async def _body(self, headers: Mapping[str, str], exchange: Exchange) -> tuple[int, bytes]:
         """Its length and the body. One that is too long is not read: its length alone makes the application refuse."""

@@ -14,7 +14,8 @@ from ipaddress import IPv6Address, ip_address
 from flask import Request, Response, request
 
 from broker import attestation, session
-from broker.http.edge import Edge, RateLimited, json_response
+from broker.endorsements.source import WouldWait
+from broker.http.edge import Edge, RateLimited, answer_in_thread, is_second_turn, json_response, may_wait
 from broker.release import release
 from keys.messages import Attestation, ResourcePath
 from keys.messages import Request as ChallengeRequest
@@ -29,34 +30,46 @@ _calls = itertools.count(1)
 
 
 def auth(edge: Edge) -> Response:
-    now = _admit(edge, "auth")
+    now = admit(edge, "auth")
     message = ChallengeRequest.from_bytes(edge.body())
     issued = session.issue(message, edge.services, now=now)
     return _with_cookie(json_response(issued.challenge.to_json()), issued.session_id, issued.expires_at)
 
 
 def attest(edge: Edge) -> Response:
-    now = _admit(edge, "attest")
+    now = admit(edge, "attest")
     message = Attestation.from_bytes(edge.body())
     session_id = request.cookies.get(COOKIE)
-    token = attestation.attest(session_id, message, edge.services, now=now)
+    try:
+        token = attestation.attest(
+            session_id,
+            message,
+            edge.services,
+            now=now,
+            client=network(request.remote_addr),
+            may_wait=may_wait(),
+        )
+    except WouldWait:
+        return answer_in_thread()
     response = json_response({"token": token})
     # The session lives on as long as the attestation that it holds now.
     return _with_cookie(response, session_id or "", now + edge.services.tokens.lifetime_s * 1000)
 
 
 def resource(edge: Edge, owner: str, type: str, tag: str) -> Response:  # noqa: A002  the protocol's word
-    now = _admit(edge, "resource")
+    now = admit(edge, "resource")
     path = ResourcePath.parse(f"{owner}/{type}/{tag}")
     jwe = release(path, edge.services, session_id=request.cookies.get(COOKIE), token=_bearer(request), now=now)
     return json_response(jwe)
 
 
-def _admit(edge: Edge, call: str) -> int:
+def admit(edge: Edge, call: str) -> int:
     """The time of this call, if its client may make one more: each attempt to attest and each denial is a durable line
     in somebody's ledger, and nobody may write those without end. Raises RateLimited, Unavailable.
     """
     store, now = edge.services.store, edge.services.clock()
+    if is_second_turn():
+        return now
     if store.hit(f"{call} {network(request.remote_addr)}", MINUTE_MS, now) > edge.limits.challenges_per_minute:
         raise RateLimited("too many calls from one address")
     if next(_calls) % PURGE_EVERY == 0:
