@@ -2,8 +2,8 @@
 """The operator's settings: one TOML file, read once into frozen objects, with an overlay from the environment.
 
 Every key of every section can be set as ROOMKEY_<SECTION>_<KEY>, which wins over the file; a list of files is separated
-by colons there. Relative paths are relative to the config file, wherever they stand. A key that does not exist is an
-error, in the file and in the environment. Secrets are never values here, only files.
+by colons there, a list of texts by commas. Relative paths are relative to the config file, wherever they stand. A key
+that does not exist is an error, in the file and in the environment. Secrets are never values here, only files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NewType, TypeVar, get_type_hints
+from urllib.parse import urlsplit
 
 from broker.store import SQLITE_SCHEME
-from keys.errors import ConfigError
+from broker.verifiers.snp_floors import NAMES, NOTHING, Floors, parse_floors
+from keys.errors import ConfigError, ProtocolError
 from keys.messages import MAX_BODY_BYTES
 
 MAX_FILE_BYTES = 64 * 1024
@@ -27,12 +29,17 @@ MAX_LIFETIME_S = 300  # of challenges and tokens
 ENVIRONMENT_PREFIX = "ROOMKEY_"
 
 StoreUrl = NewType("StoreUrl", str)
+FetchUrl = NewType("FetchUrl", str)
 Section = TypeVar("Section")
 
 
 def _bounded(default: int, low: int, high: int) -> int:
     number: int = field(default=default, metadata={"range": range(low, high + 1)})
     return number
+
+
+def _floor(name: str) -> Any:
+    return field(default=getattr(Floors(), name), metadata={"floor": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,46 @@ class Tpm:
 
 
 @dataclass(frozen=True, slots=True)
+class Snp:
+    """AMD SEV-SNP. `kds_url` is where AMD's endorsements are fetched, "" if nowhere. All others are the operator's
+    floors, `broker.verifiers.snp_floors.Floors`.
+    """
+
+    kds_url: FetchUrl = FetchUrl("https://kdsintf.amd.com")
+    unsafe_debug: bool = _floor("unsafe_debug")
+    min_report_version: int = _floor("min_report_version")
+    products: tuple[str, ...] = _floor("products")
+    named_only: tuple[str, ...] = _floor("named_only")
+    max_vmpl: int = _floor("max_vmpl")
+    policy_forbidden: tuple[str, ...] = _floor("policy_forbidden")
+    policy_required: tuple[str, ...] = _floor("policy_required")
+    min_abi: str = _floor("min_abi")
+    platform_forbidden: tuple[str, ...] = _floor("platform_forbidden")
+    platform_required: tuple[str, ...] = _floor("platform_required")
+    min_reported_tcb: tuple[str, ...] = _floor("min_reported_tcb")
+    min_current_tcb: tuple[str, ...] = _floor("min_current_tcb")
+    min_committed_tcb: tuple[str, ...] = _floor("min_committed_tcb")
+    min_launch_tcb: tuple[str, ...] = _floor("min_launch_tcb")
+    committed_is_current: bool = _floor("committed_is_current")
+    min_firmware: tuple[str, ...] = _floor("min_firmware")
+    launch_mitigations: int = _floor("launch_mitigations")
+    current_mitigations: int = _floor("current_mitigations")
+    masked_chip_id: bool = _floor("masked_chip_id")
+    chip_ids: tuple[str, ...] = _floor("chip_ids")
+    denied_chip_ids: tuple[str, ...] = _floor("denied_chip_ids")
+    csp_ids: tuple[str, ...] = _floor("csp_ids")
+    id_key_digests: tuple[str, ...] = _floor("id_key_digests")
+    author_key_digests: tuple[str, ...] = _floor("author_key_digests")
+    min_guest_svn: int = _floor("min_guest_svn")
+    host_data: tuple[str, ...] = _floor("host_data")
+    require_crl: bool = _floor("require_crl")
+
+    @property
+    def floors(self) -> Floors:
+        return Floors(**{name: getattr(self, name) for name in NAMES})
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """`body_bytes` of one request; `challenges_per_minute` from one client address (IPv6: one /64), and as many of each
     other call of the guests' protocol.
@@ -121,6 +168,7 @@ class Config:
     token: Token
     challenge: Challenge
     tpm: Tpm
+    snp: Snp
     limits: Limits
 
     @property
@@ -130,7 +178,11 @@ class Config:
     @property
     def unsafe(self) -> tuple[str, ...]:
         """The development switches that are on, by their paths."""
-        return ("listen.unsafe_plain_http",) if self.listen.unsafe_plain_http else ()
+        switches = {
+            "listen.unsafe_plain_http": self.listen.unsafe_plain_http,
+            "snp.unsafe_debug": self.snp.unsafe_debug,
+        }
+        return tuple(path for path, on in switches.items() if on)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
@@ -143,6 +195,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     parts = {name: _section(kind, name, given.get(name, {}), environ, folder) for name, kind in sections.items()}
     config = Config(**parts)
     _check_transport(config.listen)
+    _check_snp(config)
     return config
 
 
@@ -174,7 +227,8 @@ def _section(kind: type[Section], name: str, given: object, environ: Mapping[str
             path, value = variable, _from_text(hint, environ[variable])
         if value is MISSING:
             raise ConfigError(f"{path} is not set", mend=f"set it in [{name}], or as {variable}")
-        values[key] = _CONVERTERS[hint](_Value(path, value, folder, member.metadata.get("range", range(0))))
+        raw = _Value(path, value, folder, member.metadata.get("range", range(0)))
+        values[key] = raw.floor(key) if "floor" in member.metadata else _CONVERTERS[hint](raw)
     return kind(**values)
 
 
@@ -183,9 +237,11 @@ def _from_text(hint: object, text: str) -> object:
     if hint is bool:
         return {"true": True, "false": False}.get(text, text)
     if hint is int:
-        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 11 else text
     if hint == tuple[Path, ...]:
         return text.split(os.pathsep) if text else []
+    if hint == tuple[str, ...]:
+        return [entry.strip() for entry in text.split(",")] if text else []
     return text
 
 
@@ -228,6 +284,26 @@ class _Value:
             raise ConfigError(f"{self.path} names no kind of store", expected="sqlite:PATH")
         return StoreUrl(SQLITE_SCHEME + str(self.folder / text.removeprefix(SQLITE_SCHEME)))
 
+    def fetch_url(self) -> FetchUrl:
+        if self.value == "":
+            return FetchUrl("")
+        text = self.text()
+        try:
+            parts = urlsplit(text)
+            good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good or "@" in parts.netloc or parts.query or parts.fragment or " " in text or not text.isascii():
+            raise ConfigError(f"{self.path} is not a URL", expected='http(s)://HOST[:PORT][/PATH], or ""', found=text)
+        return FetchUrl(text)
+
+    def floor(self, name: str) -> object:
+        """One of `Floors`, by itself."""
+        try:
+            return getattr(parse_floors({name: self.value}, NOTHING), name)
+        except ProtocolError as error:
+            raise _floor_error(self.path, error) from None
+
 
 _CONVERTERS: dict[object, Callable[[_Value], object]] = {
     str: _Value.text,
@@ -236,6 +312,7 @@ _CONVERTERS: dict[object, Callable[[_Value], object]] = {
     Path: _Value.file,
     tuple[Path, ...]: _Value.files,
     StoreUrl: _Value.store_url,
+    FetchUrl: _Value.fetch_url,
     str | None: lambda value: None if value.value is None else value.text(),
     Path | None: lambda value: None if value.value is None else value.file(),
 }
@@ -277,3 +354,21 @@ def _check_transport(listen: Listen) -> None:
         )
     if listen.tls_key_file is None and not listen.unsafe_plain_http:
         raise ConfigError("no TLS", mend="set listen.tls_certificate_file and listen.tls_key_file")
+
+
+def _check_snp(config: Config) -> None:
+    try:
+        parse_floors({name: getattr(config.snp, name) for name in NAMES}, NOTHING)
+    except ProtocolError as error:
+        raise _floor_error("snp", error) from None
+    if config.snp.unsafe_debug and not config.listen.is_loopback:
+        raise ConfigError(
+            "snp.unsafe_debug is for loopback only",
+            expected="a loopback address as listen.host",
+            found=config.listen.host,
+            mend="remove the switch: the host of a debug guest reads its memory, and its keys",
+        )
+
+
+def _floor_error(path: str, error: ProtocolError) -> ConfigError:
+    return ConfigError(f"{path}: {error.message}", expected=error.expected, found=error.found, mend=error.mend)
