@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `arguments` None: the process's own."""
     options = _parser().parse_args(arguments)
     try:
-        overrides = {name: getattr(options, name) for name in ("brokers", "ca_file", "tpm", "eventlog", "timeout")}
+        overrides = {
+            name: getattr(options, name) for name in ("brokers", "ca_file", "tee", "tpm", "eventlog", "timeout")
+        }
         status: int = options.run(options, load(options.config, overrides))
     except RoomkeyError as error:
         _say(f"error: {error}")
@@ -86,10 +88,11 @@ def _evidence(options: argparse.Namespace, settings: Settings) -> int:
 
     report_data = os.urandom(REPORT_DATA_BYTES) if options.report_data is None else _hex(options.report_data)
     with _attester(settings, Deadline(settings.timeout)) as attester:
+        evidence = attester.evidence(report_data)  # first: an instance may be told from it
         description = {
             "tee": str(settings.tee),
             "instance": attester.instance(),
-            "evidence": attester.evidence(report_data),
+            "evidence": evidence,
             "report_data": b64.std(report_data),
         }
     _write(options.output, strictjson.compact(description) + b"\n")
@@ -154,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--broker", metavar="URL", action="append", dest="brokers", help="a broker's address; repeat it for others"
     )
     common.add_argument("--ca-file", metavar="PEM", help="the only CA that may vouch for a broker")
+    common.add_argument("--tee", metavar="NAME", help="this machine's platform: tpm (default), snp or sev")
     common.add_argument("--tpm", metavar="WAY", help="device:PATH, swtpm:unix:PATH or swtpm:HOST:PORT")
     common.add_argument("--eventlog", metavar="FILE", help='the firmware\'s event log; "" sends none')
     common.add_argument("--timeout", metavar="SECONDS", type=int, help="for the whole conversation (default 15)")

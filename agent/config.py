@@ -6,6 +6,9 @@
     tee = "tpm"                                 this machine's platform
     tpm = "device:/dev/tpmrm0"                  or swtpm:unix:PATH, swtpm:HOST:PORT
     eventlog = "/sys/kernel/security/tpm0/binary_bios_measurements"    "" sends no log
+    tsm = "/sys/kernel/config/tsm/report"       where reports of SEV-SNP are asked for first (configfs-tsm),
+    sev_guest = "/dev/sev-guest"                and where otherwise
+    secrets = "/sys/kernel/security/secrets/coco"   what a SEV launch put into this guest
     timeout = 15                                seconds for the whole conversation with the brokers
 
 The file is part of what must be measured (it sits in the initramfs): who changes it chooses the broker.
@@ -31,6 +34,9 @@ class Settings(NamedTuple):
     tee: Tee = Tee.TPM
     tpm: str = "device:/dev/tpmrm0"
     eventlog: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    tsm: str = "/sys/kernel/config/tsm/report"
+    sev_guest: str = "/dev/sev-guest"
+    secrets: str = "/sys/kernel/security/secrets/coco"
     timeout: int = 15
 
 
@@ -44,7 +50,7 @@ def load(path: str | None, overrides: dict[str, Any]) -> Settings:
     for key in values:
         if key not in Settings._fields:
             raise ConfigError(f"unknown setting {key}", expected=", ".join(Settings._fields))
-    for key in ("ca_file", "tee", "tpm", "eventlog"):
+    for key in ("ca_file", "tee", "tpm", "eventlog", "tsm", "sev_guest", "secrets"):
         if not isinstance(values.get(key, ""), str):
             raise ConfigError(f"setting {key} must be a string")
     brokers = values.get("brokers", [])

@@ -28,10 +28,13 @@ def test_a_file_sets_everything(tmp_path: Path) -> None:
         tee = "tpm"
         tpm = "swtpm:unix:/s"
         eventlog = ""
+        tsm = "/t"
+        sev_guest = "/d"
+        secrets = "/s"
         timeout = 30
     """
     brokers = ("https://a.example", "https://b.example")
-    assert loaded(tmp_path, text) == Settings(brokers, "/ca.pem", Tee.TPM, "swtpm:unix:/s", "", 30)
+    assert loaded(tmp_path, text) == Settings(brokers, "/ca.pem", Tee.TPM, "swtpm:unix:/s", "", "/t", "/d", "/s", 30)
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:
@@ -57,6 +60,9 @@ def test_the_default_file_need_not_exist(tmp_path: Path, monkeypatch: pytest.Mon
         ("broker = 1", "unknown setting broker"),
         ("[tpm]\ndevice = 1", "setting tpm must be a string"),
         ("ca_file = 1", "setting ca_file"),
+        ("tsm = 1", "setting tsm"),
+        ("sev_guest = 1", "setting sev_guest"),
+        ("secrets = 1", "setting secrets"),
         ("tee = 1", "setting tee"),
         ('tee = "sample"', "setting tee"),
         ('brokers = "https://a"', "setting brokers"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keys.messages import Challenge, Request, ResourcePath
 
 ATTESTERS: dict[Tee, str] = {
+    Tee.SNP: "agent.attesters.snp:SnpAttester",
     Tee.TPM: "agent.attesters.tpm:TpmAttester",
 }
 
