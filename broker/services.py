@@ -29,9 +29,9 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`trusted`: what the operator trusts and demands on each platform; `sev_cas`: the AMD keys that SEV's platforms lead
-    to. `audience` is what owners' requests must name. Without `endorsements` nothing is looked up: there is only what
-    guests bring.
+    """`trusted`: what the operator trusts and demands on each platform; `sev_cas`: the AMD keys that SEV's platforms
+    lead to. `audience` is what owners' requests must name. Without `endorsements` nothing is looked up: there is only
+    what guests bring.
 
     `clock` and `random` are read at the edge only; everything further in takes a time and gets its randomness handed.
     """
