@@ -219,9 +219,9 @@ def check_critical(certificate: x509.Certificate, understood: Collection[x509.Ob
 
 
 @contextmanager
-def readable() -> Iterator[None]:
+def readable(what: str = "a certificate") -> Iterator[None]:
     """The one place where the library's exceptions about a certificate or a revocation list become ours."""
     try:
         yield
     except _FOREIGN as error:
-        raise EndorsementError("a certificate cannot be read or used", found=type(error).__name__) from error
+        raise EndorsementError(f"{what} cannot be read or used", found=type(error).__name__) from error
