@@ -13,6 +13,7 @@ import click
 from broker.appraisal.enrol import enrol_image
 from broker.claims import Claims
 from broker.cli.evidence import EvidenceFile, read_evidence
+from broker.cli.image_measure import measure
 from broker.cli.options import as_owner, confirmed, json_flag, read_text, why
 from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, printable, table, trace, when
@@ -53,6 +54,9 @@ def image() -> None:
     Example:
       roomkey image enrol debian-12 --from guest.json
     """
+
+
+image.add_command(measure)
 
 
 @image.command()
