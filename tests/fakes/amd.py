@@ -77,15 +77,24 @@ Field = int | bytes | tuple[int, int, int] | Mapping[str, int]
 
 
 class FakeAmd:
-    """One product line's ARK, ASK and ASVK. The same for the same `line` and `copy`: keys take long to make."""
+    """One product line's ARK, ASK and ASVK. The same for the same `line` and `copy`, made when first used: keys take
+    long to make.
+    """
 
     def __init__(self, line: Line = Line.GENOA, copy: int = 0) -> None:
         self.line, self.copy = line, copy
-        ark, ask, asvk = f"ARK-{line}", f"SEV-{line}", f"SEV-VLEK-{line}"
-        ark_serial, ask_serial, asvk_serial = SERIALS[line]
-        self.ark = self._ca(ark, ark, ark_serial)
-        self.ask = self._ca(ask, ark, ask_serial)
-        self.asvk = self._ca(asvk, ark, asvk_serial)
+
+    @property
+    def ark(self) -> x509.Certificate:
+        return self._ca(f"ARK-{self.line}", SERIALS[self.line][0])
+
+    @property
+    def ask(self) -> x509.Certificate:
+        return self._ca(f"SEV-{self.line}", SERIALS[self.line][1])
+
+    @property
+    def asvk(self) -> x509.Certificate:
+        return self._ca(f"SEV-VLEK-{self.line}", SERIALS[self.line][2])
 
     def trusted(self, floors: Any = None) -> Trusted:
         """What an operator would trust who buys from here."""
@@ -177,8 +186,9 @@ class FakeAmd:
             der if serial else resign(der, signer, lambda tbs: tbs.replace(b"\x02\x01\x01\x30", b"\x02\x01\x00\x30", 1))
         )
 
-    def ca_certificate(self, subject: str, issuer: str, **otherwise: Any) -> bytes:
+    def ca_certificate(self, subject: str, **otherwise: Any) -> bytes:
         """A CA's certificate in DER as AMD makes it; `otherwise` as for `certificate`."""
+        issuer = f"ARK-{self.line}"
         is_ark = subject == issuer
         key = self.key(subject).public_key()
         constraints = x509.BasicConstraints(ca=True, path_length=None if is_ark else 0)
@@ -190,7 +200,8 @@ class FakeAmd:
         if not is_ark:
             issuer_key = self.key(issuer).public_key()
             extensions.append((x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), False))
-        return self.certificate(subject, issuer, **{"key": key, "serial": 1, "extensions": extensions} | otherwise)
+        usual = {"subject": subject, "issuer": issuer, "key": key, "serial": 1, "extensions": extensions}
+        return self.certificate(**usual | otherwise)
 
     def crl(
         self,
@@ -202,6 +213,7 @@ class FakeAmd:
         issuer: str | None = None,
         signer: rsa.RSAPrivateKey | None = None,
         pss: padding.AsymmetricPadding = PSS,
+        algorithm: Any = None,
         extensions: Iterable[Extension] = (),
         entry_extensions: Iterable[Extension] = (),
     ) -> bytes:
@@ -223,12 +235,12 @@ class FakeAmd:
             for value, critical in entry_extensions:
                 entry = entry.add_extension(value, critical)
             builder = builder.add_revoked_certificate(entry.build())
-        crl = builder.sign(signer or self.key(name), hashes.SHA384(), rsa_padding=pss)
+        crl = builder.sign(signer or self.key(name), algorithm or hashes.SHA384(), rsa_padding=pss)
         return crl.public_bytes(serialization.Encoding.DER)
 
-    def _ca(self, subject: str, issuer: str, serial: int) -> x509.Certificate:
+    def _ca(self, subject: str, serial: int) -> x509.Certificate:
         if (subject, self.copy) not in _MADE:
-            der = self.ca_certificate(subject, issuer, serial=serial)
+            der = self.ca_certificate(subject, serial=serial)
             _MADE[subject, self.copy] = x509.load_der_x509_certificate(der)
         return _MADE[subject, self.copy]
 
@@ -415,14 +427,18 @@ def ia5(text: str) -> bytes:
 
 
 def resign(der: bytes, signer: rsa.RSAPrivateKey, change: Callable[[bytes], bytes]) -> bytes:
-    """The certificate with its signed part changed and signed again, whatever that makes of it."""
-    old = x509.load_der_x509_certificate(der).tbs_certificate_bytes
-    at = der.index(old)
-    algorithm = der[at + len(old) : -(5 + 512)]  # behind it a BIT STRING of 512 bytes
-    new = change(old)
+    """The certificate or list with its signed part changed and signed again, whatever that makes of it."""
+    assert der[4:6] == b"\x30\x82"
+    end = 8 + int.from_bytes(der[6:8], "big")
+    algorithm = der[end : -(5 + 512)]  # behind it a BIT STRING of 512 bytes
+    new = change(der[4:end])
     signature = b"\x03\x82\x02\x01\x00" + signer.sign(new, PSS, hashes.SHA384())
-    body = new + algorithm + signature
-    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    return long_sequence(new + algorithm + signature)
+
+
+def long_sequence(content: bytes) -> bytes:
+    """A DER SEQUENCE of 256 bytes or more."""
+    return b"\x30\x82" + len(content).to_bytes(2, "big") + content
 
 
 @cache
