@@ -17,6 +17,7 @@ from werkzeug.exceptions import MethodNotAllowed
 from broker import owners
 from broker.claims import Trusted
 from broker.config import Config, Limits
+from broker.endorsements.setup import amd_trusted, endorsement_service
 from broker.files import read_certificates, read_file
 from broker.http import errors
 from broker.http.call import Call
@@ -25,6 +26,7 @@ from broker.http.routes import ROUTES, Access, Route
 from broker.services import Services
 from broker.store import open_store
 from broker.tokens import TokenSigner, load_signing_key
+from broker.verifiers import sev_roots
 from keys import strictjson
 from keys.custody.local import LocalCustody
 from keys.errors import ConfigError, ProtocolError
@@ -60,17 +62,23 @@ def build_services(config: Config) -> Services:
         audience=config.broker.audience,
         lifetime_s=config.token.lifetime_s,
     )
+    amd = amd_trusted(config)
+    trusted = {
+        Tee.TPM: Trusted(
+            roots=_certificates(config.tpm.ek_root_files), certificates=_certificates(config.tpm.ek_intermediate_files)
+        ),
+        Tee.SNP: amd,
+        Tee.AZ_SNP_VTPM: amd,
+    }
+    store = open_store(config.store.url)
     return Services(
-        store=open_store(config.store.url),
+        store=store,
         custody=custody,
         tokens=tokens,
         audience=config.broker.audience,
-        trusted={
-            Tee.TPM: Trusted(
-                roots=_certificates(config.tpm.ek_root_files),
-                certificates=_certificates(config.tpm.ek_intermediate_files),
-            ),
-        },
+        trusted=trusted,
+        endorsements=endorsement_service(config, store),
+        sev_cas=sev_roots.built_in(),
         challenge_lifetime_ms=config.challenge.lifetime_s * 1000,
     )
 

@@ -107,7 +107,7 @@ class EndorsementService:
         source = self._source(name)
         if source is None:
             raise ProtocolError("no source has endorsements of this name", found=name[:64])
-        return self._put(name, source.check(name, data, _time(now)), now, kept=True)
+        return self._put(name, source.check(name, data, at=_time(now)), now, kept=True)
 
     def _source(self, name: str) -> Source | None:
         return next((source for source in self._sources if name.startswith(source.prefix)), None)
@@ -179,7 +179,7 @@ class EndorsementService:
             return held.data  # somebody else, perhaps in another process, was quicker
         try:
             data = source.fetch(name)
-            genuine = None if data is None else source.check(name, data, _time(self._clock()))
+            genuine = None if data is None else source.check(name, data, at=_time(self._clock()))
         except FetchFailed as error:
             _log.warning("not fetched %s: %s", name, error)
             self._pause(source.prefix if error.whole else name, error.pause_ms)

@@ -6,22 +6,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from broker.verifiers.endorsement import Genuine
 from keys.errors import Unavailable
+
+
+class Check(Protocol):
+    """See `Source`."""
+
+    def __call__(self, name: str, data: bytes, *, at: datetime) -> Genuine: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One vendor. Its names begin with `prefix`.
 
-    `check(name, data, at)` raises EndorsementError unless `data` is genuine at that time and is what `name` says, and
-    ProtocolError for what is no name. `fetch(name)` answers the bytes, or None where there is no such thing, and raises
-    FetchFailed; it may take some seconds. Where `fetch` is None nothing may be fetched.
+    `check(name, data, at=at)` raises EndorsementError unless `data` is genuine at that time and is what `name` says,
+    and ProtocolError for what is no name. `fetch(name)` answers the bytes, or None where there is no such thing, and
+    raises FetchFailed; it may take some seconds. Where `fetch` is None nothing may be fetched.
     """
 
     prefix: str
-    check: Callable[[str, bytes, datetime], Genuine]
+    check: Check
     fetch: Callable[[str], bytes | None] | None = None
 
 

@@ -14,11 +14,19 @@ key each time it is asked. A name has one spelling, so that nothing is stored tw
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
-from broker.verifiers.snp_report import CHIP_ID_BYTES, TCB_BYTES, Line, tcb
-from keys.errors import ProtocolError
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from broker.claims import Trusted
+from broker.verifiers.endorsement import Genuine
+from broker.verifiers.snp_certificates import Vek, read_ark, read_vek, verify_chain
+from broker.verifiers.snp_crl import Crl, read_crl
+from broker.verifiers.snp_report import CHIP_ID_BYTES, TCB_LAYOUT, Line
+from keys.errors import EndorsementError, ProtocolError
 
 PREFIX = "amd/"
 MAX_NAME_CHARS = 256
@@ -82,13 +90,47 @@ def read_name(name: str) -> Vcek | RevocationList:
     return Vcek(line, hw_id, tcb)
 
 
+def check_endorsement(name: str, data: bytes, trusted: Trusted, at: datetime) -> Genuine:
+    """What is known of `data`, DER or PEM, if it is genuine at `at` and is what `name` says.
+
+    A revocation list may be past its time: it still revokes what it names, and who needs a current one must look.
+    Raises EndorsementError, or ProtocolError for what is no name.
+    """
+    said = read_name(name)
+    if isinstance(said, RevocationList):
+        crl = _read_crl(data, [ark for ark in trusted.roots if read_ark(ark) is said.line])
+        if crl.this_update > at:
+            raise EndorsementError("a revocation list is from the future", found=str(crl.this_update))
+        return Genuine(_der(data), crl.number, crl.next_update)
+    vek = read_vek(data)
+    if (found := _name_of(vek)) != name:
+        raise EndorsementError("the endorsement is another one", expected=name, found=found)
+    verify_chain(vek, trusted.certificates, trusted.roots, at)
+    return Genuine(vek.certificate.public_bytes(Encoding.DER))
+
+
+def name_of(data: bytes, trusted: Trusted) -> str:
+    """The name that a VCEK's certificate or a revocation list (DER or PEM) has by its own content.
+
+    Raises EndorsementError for what is neither. Nothing but the list's signature is checked.
+    """
+    try:
+        vek = read_vek(data)
+    except EndorsementError as error:
+        try:
+            return crl_name(_read_crl(data, trusted.roots).line)
+        except EndorsementError:
+            raise error from None
+    return _name_of(vek)
+
+
 def hw_id_bytes(line: Line) -> int:
     """How many bytes of CHIP_ID name a chip of this line."""
     return TURIN_HW_ID_BYTES if line is Line.TURIN else CHIP_ID_BYTES
 
 
 def _components(line: Line) -> list[str]:
-    return list(tcb(bytes(TCB_BYTES), line))
+    return list(TCB_LAYOUT[line])
 
 
 def _is_vcek(line: Line, hw_id: bytes, tcb: Mapping[str, int]) -> bool:
@@ -102,3 +144,26 @@ def _no_name(name: str) -> ProtocolError:
         expected='like "amd/vcek/v1/Milan/crl"',
         found=repr(name[:MAX_NAME_CHARS]),
     )
+
+
+def _name_of(vek: Vek) -> str:
+    if vek.hw_id is None:
+        raise EndorsementError("a VLEK has no name here: it only ever comes with the evidence", found=vek.csp_id)
+    return vcek_name(vek.line, vek.hw_id, vek.tcb)
+
+
+def _read_crl(data: bytes, roots: Iterable[x509.Certificate]) -> Crl:
+    """The list, if one of the roots signed it. Raises EndorsementError."""
+    problem = EndorsementError("there is no root that could have signed a revocation list")
+    for ark in roots:
+        try:
+            return read_crl(data, ark)
+        except EndorsementError as error:
+            problem = error
+    raise problem
+
+
+def _der(crl: bytes) -> bytes:
+    """DER of a list that `read_crl` could read."""
+    is_pem = crl.lstrip().startswith(b"-----BEGIN")
+    return x509.load_pem_x509_crl(crl).public_bytes(Encoding.DER) if is_pem else crl
