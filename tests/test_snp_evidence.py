@@ -160,6 +160,7 @@ def test_processors_that_are_not_known() -> None:
         ("version", 6, "version is unknown"),
         ("version", "3", "version is unknown"),
         ("version", True, "version is unknown"),
+        ("version", 3.0, "version must be a number"),
         ("guest_svn", 1 << 32, "guest_svn must be a number"),
         ("guest_svn", -1, "guest_svn must be a number"),
         ("guest_svn", False, "guest_svn must be a number"),
@@ -219,6 +220,7 @@ def test_certificate_chain() -> None:
     found = decode_evidence(kbs_json(REPORT, chain)).certificates
     assert found == {kind: kind.encode() for kind in CertificateKind if kind is not CertificateKind.VCEK}
     assert decode_evidence(kbs_json(REPORT, [])).certificates == {}
+    assert decode_evidence(kbs_json(REPORT, [{"cert_type": "Empty", "data": []}] * MAX_ENTRIES)).certificates == {}
     vcek = [chain_entry("vcek", bytes(MAX_CERTIFICATE_BYTES))]
     assert decode_evidence(kbs_json(REPORT, vcek)).certificates == {CertificateKind.VCEK: bytes(MAX_CERTIFICATE_BYTES)}
 

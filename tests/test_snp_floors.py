@@ -26,7 +26,7 @@ CSP = "CN=cc-us-east-2.amazonaws.com"
 ID_KEY, AUTHOR_KEY, HOST_DATA = "1d" * 48, "a0" * 48, "0d" * 32
 MEASUREMENTS = {"measurement": "3e" * 48, "host_data": HOST_DATA, "id_key_digest": ID_KEY,
                 "author_key_digest": AUTHOR_KEY, "family_id": "00" * 16, "image_id": "00" * 16}  # fmt: skip
-TCB = {"bootloader": 10, "tee": 1, "snp": 25, "microcode": 84}
+TCB = (("bootloader", 10), ("tee", 1), ("snp", 25), ("microcode", 84))
 FACTS: dict[str, Fact] = {
     "product": "Genoa",
     "report_version": 5,
@@ -43,11 +43,7 @@ FACTS: dict[str, Fact] = {
     **{f"policy_{name}": name in {"smt_allowed", "single_socket"} for name in POLICY_BITS},
     "platform_info": "0x25",
     **{f"platform_{name}": name in {"smt_enabled", "ecc_enabled", "alias_check_complete"} for name in PLATFORM_BITS},
-    **{
-        f"{which}_tcb_{part}": svn
-        for which in ("reported", "current", "committed", "launch")
-        for part, svn in TCB.items()
-    },
+    **{f"{which}_tcb_{part}": svn for which in ("reported", "current", "committed", "launch") for part, svn in TCB},
     "current_version": "1.55.43",
     "committed_version": "1.55.43",
     "launch_mit_vector": "0xb",
@@ -115,11 +111,7 @@ ALL = Floors(
 
 
 def judged(
-    floors: Floors,
-    facts: dict[str, Any] | None = None,
-    measurements: dict[str, str] | None = None,
-    *,
-    quiet: bool = False,
+    floors: Floors, facts: dict[str, Any] | None = None, *, quiet: bool = False
 ) -> tuple[bool, dict[str, Check]]:
     """The verdict on the good claims with some of them changed (... takes one out), and the lines by name."""
     trace = Trace()
@@ -178,8 +170,8 @@ USED = sorted({
     "policy_debug_allowed", "report_version", "product", "vmpl", "policy_migrate_ma", "policy_cxl_allowed",
     "policy_single_socket", "policy_abi_major", "policy_abi_minor", "platform_tio_enabled",
     "platform_alias_check_complete", "current_version", "committed_version", "launch_mit_vector", "current_mit_vector",
-    "chip_id", "author_key_en", "guest_svn", *(f"reported_tcb_{part}" for part in TCB), "launch_tcb_snp",
-    *(f"{which}_tcb_{part}" for which in ("current", "committed") for part in TCB),
+    "chip_id", "author_key_en", "guest_svn", *(f"reported_tcb_{part}" for part, _ in TCB), "launch_tcb_snp",
+    *(f"{which}_tcb_{part}" for which in ("current", "committed") for part, _ in TCB),
 })  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def _report(value: object) -> bytes:
     """The 1184 bytes of an ATTESTATION_REPORT from its fields."""
     members = strictjson.members(value, name="attestation_report", required=_REPORT, optional=_REPORT_OPTIONAL)
     version = members["version"]
-    if type(version) is not int or version not in VERSIONS:
+    if version not in VERSIONS:
         raise ProtocolError("version is unknown", expected=f"{VERSIONS[0]} to {VERSIONS[-1]}")
     report = bytearray(REPORT_BYTES)
     for name, (at, size) in _NUMBERS.items():
