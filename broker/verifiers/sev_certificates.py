@@ -7,7 +7,7 @@ certificate, `SevCertificate`). All integers are little-endian. The checks:
     (1) each certificate parses to the last byte: length, version 1, key of the expected kind, padding zero, and in the
         slots for signatures nothing but signatures
     (2) the ARK's public key is one that AMD published for a generation; the ARK is signed by itself
-    (3) the ASK names that ARK as its issuer, is of the same size, and is signed by it
+    (3) the ASK names that ARK as its issuer and is signed by it
     (4) the CEK, which is fused into the processor, is signed by an ASK from (3)
     (5) the OCA, whoever owns the platform, is signed by itself
     (6) the PEK is signed by both the OCA and the CEK
@@ -206,7 +206,7 @@ def verify_platform(chain: Chain, cas: Sequence[Ca], trace: Trace) -> Platform:
 def verify_ca(ark: CaCertificate, ask: CaCertificate, pins: Mapping[Generation, str] = ARK_SPKI_SHA256) -> Ca:
     """The pair of CA certificates, checks (2) and (3). Raises EndorsementError."""
     generation = verify_ark(ark, pins)
-    if ask.usage is not Usage.ASK or ask.certifying_id != ark.key_id or ask.key.key_size != ark.key.key_size:
+    if ask.usage is not Usage.ASK or ask.certifying_id != ark.key_id:
         raise EndorsementError("the ASK is not of this ARK", expected=ark.key_id.hex(), found=ask.certifying_id.hex())
     if not _rsa_signed(ask.signed, ask.signature, ark.key):
         raise EndorsementError("the ASK is not signed by the ARK")
@@ -242,12 +242,9 @@ def parse_ca(data: bytes) -> CaCertificate:
     exponent, modulus, signature = (
         int.from_bytes(data[CA_HEADER_BYTES + at * size :][:size], "little") for at in range(3)
     )
-    if exponent != RSA_EXPONENT or modulus.bit_length() != bits:
-        raise EndorsementError("a CA certificate's key is another than AMD's", expected=f"{bits} bits, 65537")
-    try:
-        key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    except ValueError:
-        raise EndorsementError("a CA certificate holds no RSA key") from None
+    if exponent != RSA_EXPONENT or modulus.bit_length() != bits or modulus % 2 == 0:
+        raise EndorsementError("a CA certificate holds no RSA key of AMD's kind", expected=f"{bits} bits, 65537")
+    key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     return CaCertificate(data, Usage(usage), data[0x04:0x14], data[0x14:0x24], key, signature.to_bytes(size, "big"))
 
 
