@@ -119,7 +119,8 @@ def attest(
     }
     expires_at = now + services.tokens.lifetime_s * 1000
     services.store.put_attestation(decision, name, body, expires_at)
-    return services.tokens.issue(ear_claims(claims, message), token_id=decision, now=now)
+    floors = services.trusted.get(claims.tee, Trusted()).floors
+    return services.tokens.issue(ear_claims(claims, message, floors), token_id=decision, now=now)
 
 
 def _read(

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from broker.appraisal.appraise import Outcome, appraise, clock_mark, clock_not_behind
 from broker.appraisal.difference import Difference, first_difference
-from broker.appraisal.images import ExpectedEvent, Image, Register
-from broker.appraisal.rules import read_rule
+from broker.appraisal.images import Image
+from broker.appraisal.registers import ExpectedEvent, Register
+from broker.appraisal.rules import Rule
 from broker.claims import Claims, LoggedEvent
 from broker.trace import Check, Stage, Trace, Verdict
 from keys.messages import ResourcePath
@@ -36,7 +37,7 @@ def judge(
     trace = Trace()
     outcome = appraise(
         claims,
-        read_rule({"images": ["debian"], "platforms": ["tpm"], "instances": ["any"]} | rule),
+        Rule.from_body({"images": ["debian"], "platforms": ["tpm"], "instances": ["any"]} | rule),
         PATH,
         images={"debian@1": IMAGE} if images is None else images,
         instances=enrolled or {},
@@ -79,11 +80,12 @@ def test_registers_outside_the_image_are_said_to_be_not_required() -> None:
 
 def test_another_platform_is_denied() -> None:
     """A platform that the rule does not name gets nothing, whatever else fits."""
-    outcome, checks = judge(replace(CLAIMS, tee=Tee.SNP), {"debian@1": replace(IMAGE, platform=Tee.SNP)})
+    claims, image = replace(CLAIMS, tee=Tee.TDX), replace(IMAGE, platform=Tee.TDX)
+    outcome, checks = judge(claims, {"debian@1": image}, {"web-1": (EK,)}, instances=["web-1"])
     assert not outcome.allowed
     [check] = failed(checks)
-    assert (check.name, check.expected, check.found) == ("release rule names the platform", "tpm", "snp")
-    assert "--platform snp" in check.mend
+    assert (check.name, check.expected, check.found) == ("release rule names the platform", "tpm", "tdx")
+    assert "--platform tdx" in check.mend
 
 
 def test_an_image_of_another_platform_does_not_count() -> None:
@@ -175,8 +177,8 @@ def test_another_bank_is_another_register() -> None:
 
 def test_all_differences_are_told_at_once() -> None:
     """Two wrong registers, a wrong instance and a wrong platform are four failed checks of one decision."""
-    claims = replace(measured(pcr4=OTHER, pcr9=OTHER), tee=Tee.SNP, trust="enrolled")
-    _, checks = judge(claims, {"debian@1": replace(IMAGE, platform=Tee.SNP)})
+    claims = replace(measured(pcr4=OTHER, pcr9=OTHER), tee=Tee.TDX, trust="enrolled")
+    _, checks = judge(claims, {"debian@1": replace(IMAGE, platform=Tee.TDX)})
     assert len(failed(checks)) == 4
 
 
@@ -221,6 +223,150 @@ def test_of_two_images_that_fit_the_first_is_named() -> None:
     outcome, checks = judge(images={"debian@1": IMAGE, "debian@2": IMAGE})
     assert outcome.image == "debian@1"
     assert mentioned(checks) == []
+
+
+# --- reports instead of registers ---
+
+CHIP = "ab" * 64
+REPORT = {
+    "measurement": "aa" * 48, "host_data": "00" * 32, "id_key_digest": "bb" * 48, "author_key_digest": "00" * 48,
+    "family_id": "00" * 16, "image_id": "00" * 16,
+}  # fmt: skip
+SNP = Claims(
+    Tee.SNP,
+    (f"snp-chip:{CHIP}",),
+    "vcek",
+    REPORT,
+    facts={"product": "Genoa", "guest_svn": 3, "vmpl": 0, "signing_key": "vcek", "chip_id": CHIP},
+)
+SNP_IMAGE = Image(Tee.SNP, "", {"measurement": Register(("aa" * 48,))})
+LAUNCHED = Claims(
+    Tee.SEV,
+    ("sev-cek:01",),
+    "sev-cek",
+    {"launch_digest": "cc" * 32},
+    facts={"policy": "0x3f", "api_major": 1, "api_minor": 49, "build_id": 6},
+)
+SEV_IMAGE = Image(Tee.SEV, "", {"launch_digest": Register(("cc" * 32,))}, {"es": True, "policy": 0x05})
+
+
+def judge_snp(claims: Claims = SNP, image: Image = SNP_IMAGE, **rule: Any) -> tuple[Outcome, list[Check]]:
+    return judge(claims, {"debian@1": image}, platforms=[str(claims.tee)], **rule)
+
+
+@pytest.mark.parametrize("tee", [Tee.SNP, Tee.AZ_SNP_VTPM])
+@pytest.mark.parametrize("trust", ["vcek", "vlek"])
+def test_any_takes_amds_word(tee: Tee, trust: str) -> None:
+    """A report under a chip's or a provider's key counts as "any", and every line of the trace has a readable name."""
+    outcome, checks = judge_snp(replace(SNP, tee=tee, trust=trust), replace(SNP_IMAGE, platform=tee))
+    assert outcome == Outcome(allowed=True, image="debian@1", instances=())
+    assert "MEASUREMENT (launch digest) is as in image debian@1" in [check.name for check in checks]
+    unnamed = [check.found for check in checks if check.name == "registers that image debian@1 does not name"]
+    assert unnamed == ["id_key_digest author_key_digest host_data family_id image_id"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "trust"),
+    [(SNP, "vcek-named"), (SNP, "vlek-named"), (SNP, "ek-certificate"), (SNP, "enrolled"), (CLAIMS, "vcek"),
+     (LAUNCHED, "sev-cek"), (LAUNCHED, "vcek"), (replace(SNP, tee=Tee.AZ_SNP_VTPM), "vcek-named")],
+)  # fmt: skip
+def test_any_never_takes_a_word_that_counts_by_name_only(claims: Claims, trust: str) -> None:
+    """Lines that others can forge, launches before SNP, and another platform's kind of trust are nobody's "any"."""
+    images = {Tee.SEV: SEV_IMAGE, Tee.TPM: IMAGE}
+    image = images.get(claims.tee, replace(SNP_IMAGE, platform=claims.tee))
+    outcome, checks = judge_snp(replace(claims, trust=trust), image)
+    assert not outcome.allowed
+    [check] = failed(checks)
+    assert check.name == "a configured vendor vouches for the hardware"
+
+
+def test_a_machine_that_counts_by_name_only_is_told_so() -> None:
+    """The denial says that it is genuine, why that is not enough, and how to name this very chip."""
+    milan = replace(SNP, trust="vcek-named", facts={**SNP.facts, "product": "Milan"})
+    [check] = failed(judge_snp(milan)[1])
+    assert check.expected == "vcek or vlek"
+    assert check.found.startswith("vcek-named: genuine, but others may hold keys of Milan machines")
+    assert f"roomkey instance add NAME --chip-id {CHIP}" in check.mend
+    assert "snp.named_only" in check.mend
+    [check] = failed(judge(milan, {"debian@1": SNP_IMAGE}, {"rack-1": (f"snp-chip:{CHIP}",)}, platforms=["snp"])[1])
+    assert "instance add" not in check.mend
+    assert "--instance rack-1" in check.mend
+
+
+@pytest.mark.parametrize(
+    ("claims", "image"), [(replace(SNP, trust="vcek-named"), SNP_IMAGE), (LAUNCHED, SEV_IMAGE)], ids=["snp", "sev"]
+)
+def test_it_counts_where_a_rule_names_it(claims: Claims, image: Image) -> None:
+    """The same machine, enrolled and named, is let in."""
+    enrolled = {"rack-1": claims.instance_ids}
+    outcome, checks = judge(
+        claims, {"debian@1": image}, enrolled, platforms=[str(claims.tee)], instances=["rack-1"]
+    )  # fmt: skip
+    assert outcome == Outcome(allowed=True, image="debian@1", instances=("rack-1",))
+    assert not failed(checks)
+
+
+@pytest.mark.parametrize(
+    ("instance_id", "option"),
+    [("snp-chip:0f", "--chip-id 0f"), ("snp-csp:CN=x:y", "--csp-id CN=x:y"), ("sev-cek:0f", "--sev-cek FILE"),
+     ("az-ak:0f", "--from EVIDENCE"), (AK, "--from EVIDENCE")],
+)  # fmt: skip
+def test_a_stranger_is_told_how_to_be_enrolled(instance_id: str, option: str) -> None:
+    """The mend names the option that fits what the machine is known by."""
+    _, checks = judge_snp(replace(SNP, instance_ids=(instance_id,)), instances=["web-1"])
+    assert f"roomkey instance add NAME {option}, then" in failed(checks)[0].mend
+
+
+def test_an_images_floors_must_be_met_too() -> None:
+    """The right launch digest below a floor of the image is denied, with the floor; at the floor it is allowed."""
+    image = replace(SNP_IMAGE, floors={"min_guest_svn": 4})
+    outcome, checks = judge_snp(SNP, image)
+    assert outcome == Outcome(allowed=False, image=None, instances=())
+    [check] = failed(checks)
+    assert (check.name, check.expected, check.found) == ("GUEST_SVN is new enough", "at least 4", "3")
+    assert judge_snp(SNP, replace(image, floors={"min_guest_svn": 3}))[0].allowed
+
+
+def test_a_missing_fact_meets_no_floor() -> None:
+    """Claims that do not say what a floor asks for are denied."""
+    image = replace(SNP_IMAGE, floors={"min_guest_svn": 1})
+    assert not judge_snp(replace(SNP, facts={}), image)[0].allowed
+
+
+@pytest.mark.parametrize(("floors", "said"), [({}, True), ({"min_guest_svn": 3}, False)])
+def test_a_version_that_is_not_asked_for_is_said_to_be_not_required(floors: dict[str, Any], said: bool) -> None:
+    """Without a floor for GUEST_SVN the trace shows the value and that nothing was asked of it."""
+    lines = [check for check in judge_snp(SNP, replace(SNP_IMAGE, floors=floors))[1]
+             if check.name == "GUEST_SVN, of image debian@1"]  # fmt: skip
+    assert [(line.verdict, line.found) for line in lines] == ([(Verdict.NOT_REQUIRED, "3")] if said else [])
+
+
+def test_the_nearest_image_counts_registers_and_floors() -> None:
+    """Of two images, one with a wrong register and one with two unmet floors, the first is taken apart."""
+    floors = replace(SNP_IMAGE, floors={"min_guest_svn": 9, "products": ["Turin"]})
+    register = replace(SNP_IMAGE, registers={"measurement": Register(("ff" * 48,))})
+    outcome, checks = judge(SNP, {"floors@1": floors, "register@1": register}, platforms=["snp"])
+    assert outcome.image is None
+    assert [check.name for check in failed(checks)] == ["MEASUREMENT (launch digest) is as in image register@1"]
+    assert mentioned(checks) == ["image floors@1: 0 of 1 registers differ, 2 of its floors are not met"]
+
+
+def test_an_image_whose_floors_are_met_is_taken_before_one_whose_are_not() -> None:
+    """Any image of the rule is enough, with its own floors."""
+    high, low = (replace(SNP_IMAGE, floors={"min_guest_svn": svn}) for svn in (9, 1))
+    outcome, checks = judge(SNP, {"high@1": high, "low@1": low}, platforms=["snp"])
+    assert outcome == Outcome(allowed=True, image="low@1", instances=())
+    assert not failed(checks)
+
+
+def test_a_launch_before_snp_is_measured_not_enrolled() -> None:
+    """Another launch digest is denied, and the mend is to compute it: such a guest has no evidence to enrol from."""
+    claims = replace(LAUNCHED, measurements={"launch_digest": "dd" * 32})
+    outcome, checks = judge(claims, {"debian@1": SEV_IMAGE}, {"a": ("sev-cek:01",)}, platforms=["sev"], instances=["a"])
+    assert not outcome.allowed
+    [check] = failed(checks)
+    assert check.name == "launch digest is as in image debian@1"
+    assert "roomkey image measure sev" in check.mend
 
 
 # --- events ---

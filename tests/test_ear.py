@@ -10,6 +10,7 @@ import pytest
 from broker.appraisal.ear import FLOORS, PROFILE, VERIFIER_ID, ear_claims, policy_id, status
 from broker.claims import Claims
 from broker.verifiers.registry import VERIFIERS
+from broker.verifiers.snp_floors import Floors
 from keys.binding import report_data
 from keys.messages import Attestation
 from keys.tee import Tee
@@ -89,7 +90,62 @@ def test_the_verifiers_version_is_the_distributions() -> None:
 
 def test_every_judged_platform_has_floors() -> None:
     """No platform gets a verifier without a statement of what it must fulfil."""
-    assert set(FLOORS) == set(VERIFIERS)
+    assert set(VERIFIERS) <= set(FLOORS)
+
+
+SNP = Claims(
+    Tee.SNP,
+    ("snp-chip:01",),
+    "vcek",
+    {"measurement": "aa" * 48, "host_data": "00" * 32},
+    facts={"policy_debug_allowed": False, "reported_tcb_snp": 24},
+)
+
+
+def annotated(claims: Claims) -> dict[str, object]:
+    evidence = ear_claims(claims, MESSAGE)["submods"]["cpu0"]["ear.veraison.annotated-evidence"]
+    shown: dict[str, object] = evidence[str(claims.tee)]
+    return shown
+
+
+def test_a_reports_fields_stand_under_their_names() -> None:
+    """Measurements and facts of a report are where a stock KBS's policies look for them, with their types."""
+    assert annotated(SNP) == {
+        "measurement": "aa" * 48,
+        "host_data": "00" * 32,
+        "policy_debug_allowed": False,
+        "reported_tcb_snp": 24,
+        "trust": "vcek",
+        "instance_ids": ["snp-chip:01"],
+    }
+
+
+def test_pcrs_beside_a_report_stand_under_tpm() -> None:
+    """On Azure the PCRs are below "tpm", so that no name of the report's can be taken for one of theirs."""
+    azure = replace(SNP, tee=Tee.AZ_SNP_VTPM, measurements=dict(SNP.measurements) | {"sha256:4": "bb" * 32})
+    assert annotated(azure)["tpm"] == {"pcr04": "bb" * 32}
+    assert annotated(azure)["measurement"] == "aa" * 48
+    assert "pcr04" not in annotated(azure)
+
+
+@pytest.mark.parametrize("tee", [Tee.SNP, Tee.AZ_SNP_VTPM])
+@pytest.mark.parametrize(
+    ("trust", "hardware"), [("vcek", 2), ("vlek", 2), ("vcek-named", 97), ("vlek-named", 97), ("ek-certificate", 97)]
+)
+def test_hardware_that_counts_by_name_only_is_not_called_genuine(tee: Tee, trust: str, hardware: int) -> None:
+    """AMD's word is enough on lines that nobody can forge, and nobody else's word is enough on this platform."""
+    vector = ear_claims(replace(SNP, tee=tee, trust=trust), MESSAGE)["submods"]["cpu0"]["ear.trustworthiness-vector"]
+    assert vector["hardware"] == hardware
+
+
+@pytest.mark.parametrize("tee", [Tee.SNP, Tee.AZ_SNP_VTPM])
+def test_the_policys_hash_covers_the_operators_floors(tee: Tee) -> None:
+    """No floors are the strict default; any other floor makes another policy, also in the token."""
+    other = Floors(min_guest_svn=1)
+    assert policy_id(tee) == policy_id(tee, Floors()) != policy_id(tee, other)
+    token = ear_claims(replace(SNP, tee=tee), MESSAGE, other)["submods"]["cpu0"]
+    assert token["ear.appraisal-policy-id"] == policy_id(tee, other)
+    assert policy_id(Tee.SNP) != policy_id(Tee.AZ_SNP_VTPM)
 
 
 @pytest.mark.parametrize(

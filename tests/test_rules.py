@@ -59,7 +59,7 @@ def test_any_stands_alone() -> None:
         ({"images": ["@1"]}, "not a name"),
         ({"images": ["../a"]}, "not a name"),
         ({"images": ["a\n"]}, "not a name"),
-        ({"platforms": ["snp"]}, "does not judge"),
+        ({"platforms": ["tdx"]}, "does not judge"),
         ({"platforms": ["TPM"]}, "does not judge"),
         ({"instances": ["any", "web-1"]}, "'any' and others"),
         ({"instances": ["web 1"]}, "not a name"),

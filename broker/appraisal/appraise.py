@@ -5,11 +5,16 @@ Every check is made and recorded, also after one has failed, so that an owner se
 
  (1) the release rule names the platform
  (2) the instance: one that the rule names and its owner enrolled; with "any", one that a configured vendor vouches for
- (3) the measurements: all registers of one of the rule's images. Where none fits, the image that differs in the fewest
-     registers is taken apart: each register with its values and, where both logs are known, the first other event
+ (3) the measurements: all registers of one of the rule's images, and what that image demands besides (its floors).
+     Where none fits, the image that differs in the fewest is taken apart: each register with its values and, where both
+     logs are known, the first other event
  (4) the machine's clock has not gone back since the last time (`clock_not_behind`)
 
 Registers that the image does not name are listed in one line as not required.
+
+Some genuine machines count only where a rule names them, never as "any": those of a line whose secrets got out, so that
+somebody with one such chip can forge reports, but only of that chip (`vcek-named`, `vlek-named`; EPYC Milan, arXiv
+2605.12990); and SEV before SNP, whose firmware vouches for itself (`sev-cek`).
 """
 
 from __future__ import annotations
@@ -19,13 +24,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.appraisal.difference import first_difference
-from broker.appraisal.images import PURPOSES, Image, Register, register_index
+from broker.appraisal.floors import check_image_floors, unmet_floors
+from broker.appraisal.images import Image
+from broker.appraisal.registers import Register, order, title
 from broker.appraisal.rules import ANY, Rule
 from broker.claims import Claims
 from broker.trace import Stage, Trace
 from keys.messages import ResourcePath
+from keys.tee import Tee
 
-TRUSTED_BY_VENDOR = "ek-certificate"
+# By what an identity must be trusted to count as "any", by platform. A platform that is not here has no "any".
+TRUSTED_BY_VENDOR: Mapping[Tee, tuple[str, ...]] = {
+    Tee.TPM: ("ek-certificate",),
+    Tee.SNP: ("vcek", "vlek"),
+    Tee.AZ_SNP_VTPM: ("vcek", "vlek"),
+}
 TRUSTED_BY_OWNER = "enrolled"
 
 _CLOCK = ("reset_count", "restart_count", "clock")
@@ -121,20 +134,28 @@ def _known(claims: Claims, instances: Mapping[str, tuple[str, ...]]) -> tuple[st
     return tuple(name for name, ids in instances.items() if not set(ids).isdisjoint(claims.instance_ids))
 
 
+def trusted_by_vendor(claims: Claims) -> bool:
+    """Whether the platform's vendor vouches for the machine, and nothing is known that lets others do so too."""
+    return claims.trust in TRUSTED_BY_VENDOR.get(claims.tee, ())
+
+
 def _check_instance(claims: Claims, rule: Rule, path: ResourcePath, known: tuple[str, ...], trace: Trace) -> bool:
     if rule.instances == (ANY,):
         return trace.check(
             Stage.IDENTITY,
             "a configured vendor vouches for the hardware",
-            claims.trust == TRUSTED_BY_VENDOR,
-            expected=TRUSTED_BY_VENDOR,
-            found=claims.trust,
-            mend=f"name the instance in the rule: roomkey rule set {path} --instance NAME ...",
+            trusted_by_vendor(claims),
+            expected=" or ".join(TRUSTED_BY_VENDOR.get(claims.tee, ()))
+            or "a name: on this platform `any` means nobody",
+            found=_trust_words(claims),
+            mend=_naming(claims, path, known),
         )
     if known:
         mend = f"if it may have this key: roomkey rule set {path} --instance {known[0]} ..."
     else:
-        mend = f"if the machine is yours: roomkey instance add NAME --from EVIDENCE, then roomkey rule set {path} ..."
+        mend = (
+            f"if the machine is yours: roomkey instance add NAME {_known_by(claims)}, then roomkey rule set {path} ..."
+        )
     return trace.check(
         Stage.IDENTITY,
         "release rule names the instance",
@@ -145,12 +166,40 @@ def _check_instance(claims: Claims, rule: Rule, path: ResourcePath, known: tuple
     )
 
 
+def _trust_words(claims: Claims) -> str:
+    if claims.trust.endswith("-named"):
+        line = claims.facts.get("product", "this product line")
+        return f"{claims.trust}: genuine, but others may hold keys of {line} machines, so they count only by name"
+    return claims.trust
+
+
+def _naming(claims: Claims, path: ResourcePath, known: tuple[str, ...]) -> str:
+    """How an owner lets this very machine in."""
+    rule = f"name the instance in the rule: roomkey rule set {path} --instance {known[0] if known else 'NAME'} ..."
+    if claims.trust.endswith("-named"):
+        rule += "; or have the operator take the line out of snp.named_only"
+    return rule if known else f"roomkey instance add NAME {_known_by(claims)}, and {rule}"
+
+
+def _known_by(claims: Claims) -> str:
+    """The option of `roomkey instance add` for this machine."""
+    kind, _, value = claims.instance_ids[0].partition(":")
+    return {
+        "snp-chip": f"--chip-id {value}",
+        "snp-csp": f"--csp-id {value}",
+        "sev-cek": "--sev-cek FILE",
+    }.get(kind, "--from EVIDENCE")
+
+
 def _check_images(
     claims: Claims, rule: Rule, path: ResourcePath, images: Mapping[str, Image], trace: Trace
 ) -> str | None:
     """The name of the image that fits, or None."""
     differing = {
-        name: [register for register, allowed in image.registers.items() if not _fits(claims, register, allowed)]
+        name: (
+            [register for register, allowed in image.registers.items() if not _fits(claims, register, allowed)],
+            unmet_floors(image, name, claims),
+        )
         for name, image in images.items()
         if image.platform is claims.tee
     }
@@ -162,21 +211,29 @@ def _check_images(
             False,
             expected=names,
             found="none",
-            mend=f"roomkey image enrol {rule.images[0].name} --from EVIDENCE, then roomkey rule set {path} --image ...",
+            mend=f"{_approval(claims.tee, rule.images[0].name)}, then roomkey rule set {path} --image ...",
         )
         return None
-    nearest = min(differing, key=lambda name: len(differing[name]))
+    distance = {name: len(registers) + floors for name, (registers, floors) in differing.items()}
+    nearest = min(distance, key=lambda name: distance[name])
     image = images[nearest]
-    for name, registers in differing.items():
-        if registers and name != nearest:
-            trace.not_judged(
-                Stage.MEASUREMENT, f"image {name}: {len(registers)} of {len(images[name].registers)} registers differ"
-            )
+    for name, (registers, floors) in differing.items():
+        if distance[name] and name != nearest:
+            words = f"image {name}: {len(registers)} of {len(images[name].registers)} registers differ"
+            trace.not_judged(Stage.MEASUREMENT, words + (f", {floors} of its floors are not met" if floors else ""))
     for register, allowed in image.registers.items():
         _check_register(claims, register, allowed, nearest, path, trace)
-    others = sorted(claims.measurements.keys() - image.registers.keys(), key=register_index)
+    others = sorted(claims.measurements.keys() - image.registers.keys(), key=order)
     trace.not_required(Stage.MEASUREMENT, f"registers that image {nearest} does not name", found=" ".join(others))
-    return None if differing[nearest] else nearest
+    floors_met = check_image_floors(image, nearest, claims, trace)
+    return nearest if floors_met and not differing[nearest][0] else None
+
+
+def _approval(tee: Tee, name: str) -> str:
+    """How an owner approves of a boot: before SNP there is no evidence to enrol from, but its digest is computed."""
+    if tee is Tee.SEV:
+        return f"roomkey image measure sev ..., and roomkey image put {name} FILE"
+    return f"roomkey image enrol {name} --from EVIDENCE"
 
 
 def _fits(claims: Claims, register: str, allowed: Register) -> bool:
@@ -188,12 +245,12 @@ def _check_register(
 ) -> None:
     name = image.partition("@")[0]
     mend = (
-        f"if this boot is one that you trust: roomkey image enrol {name} --from EVIDENCE "
-        f"(and where the rule names a version: roomkey rule set {path} --image {name}@NEW ...)"
+        f"if this boot is one that you trust: {_approval(claims.tee, name)} (and where "
+        f"the rule names a version: roomkey rule set {path} --image {name}@NEW ...)"
     )
     fits = trace.check(
         Stage.MEASUREMENT,
-        f"{_title(register)} is as in image {image}",
+        f"{title(register)} is as in image {image}",
         _fits(claims, register, allowed),
         expected=" or ".join(allowed.values),
         found=claims.measurements.get(register, "not in the evidence"),
@@ -206,18 +263,12 @@ def _check_register(
     if difference is not None:
         trace.check(
             Stage.MEASUREMENT,
-            f"{_title(register)}: event {difference.position} was {difference.kind}",
+            f"{title(register)}: event {difference.position} was {difference.kind}",
             False,
             expected=difference.expected,
             found=difference.found,
             mend=mend,
         )
-
-
-def _title(register: str) -> str:
-    """ "PCR 4 (boot applications)" for "sha256:4"; other banks are named."""
-    bank, index = register.partition(":")[0], register_index(register)
-    return f"PCR {index} ({PURPOSES[index]})" if bank == "sha256" else f"PCR {index} ({PURPOSES[index]}, {bank})"
 
 
 def _counts(facts: Mapping[str, Any]) -> tuple[int, ...]:

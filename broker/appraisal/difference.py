@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from broker.appraisal.images import ExpectedEvent
+from broker.appraisal.registers import ExpectedEvent
 from broker.claims import LoggedEvent
 
 _DIGEST_CHARS = 16  # of a digest, enough to tell two events apart

@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instances: the machines that an owner knows, each by what its hardware can prove.
 
-An owner hands in public keys and certificates; the ids are made out of them here and never taken from outside, so two
-of them cannot contradict each other:
+An owner hands in public keys, certificates and hardware ids; the ids are made out of them here and never taken from
+outside, so two of them cannot contradict each other:
 
     tpm-ek:<hex>      SHA-256 of the endorsement key's SubjectPublicKeyInfo; such a guest proves it by activation
     tpm-ak:<hex>      the attestation key's Name; the owner vouches that this key lives in that machine's TPM
     tpm-spki:<hex>    SHA-256 of the same key's SubjectPublicKeyInfo, for guests that do not send the public area
+    snp-chip:<hex>    an AMD processor, by its hardware id: 64 bytes, Turin 8. Every guest on it, not one
+    snp-csp:<text>    a cloud provider, by the cspID of its VLEK certificates. Every machine that it has
+    sev-cek:<hex>     an AMD processor, by SHA-256 of the public key field of its SEV CEK certificate (1028 bytes)
+    az-ak:<hex>       an Azure guest, by SHA-256 of the SubjectPublicKeyInfo of its vTPM's attestation key; as good as
+                      the paravisor that holds the key, which its image must pin
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
+from broker.appraisal.registers import digest
 from broker.trace import Trace
+from broker.verifiers.sev_certificates import SEV_CERTIFICATE_BYTES, Usage, parse_certificate
 from broker.verifiers.tpm_credential import check_ek
 from broker.verifiers.tpm_quote import check_ak
 from broker.verifiers.tpm_structures import Public, parse_public
@@ -28,8 +37,12 @@ from keys.errors import ProtocolError, VerificationError
 from keys.messages import MAX_CERTIFICATE_BYTES, MAX_PUBLIC_BYTES
 
 MAX_DESCRIPTION_CHARS = 500
+MAX_CSP_ID_CHARS = 256
+CHIP_ID_BYTES = 64
+TURIN_CHIP_ID_BYTES = 8
+MIN_AZ_AK_BITS = 2048
 
-_KEYS = frozenset(("ak_public", "ek_public", "ek_certificate"))
+_KEYS = frozenset(("ak_public", "ek_public", "ek_certificate", "snp_chip_id", "snp_csp_id", "sev_cek", "az_ak"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,9 @@ class Instance:
 
 
 def parse_instance(value: object) -> Instance:
-    """What an owner posts: an object with at least one of `ak_public` (TPMT_PUBLIC), `ek_public` (TPMT_PUBLIC) and
-    `ek_certificate` (DER), all in standard base64, and optionally a `description`.
+    """What an owner posts: an object with at least one of `ak_public` (TPMT_PUBLIC), `ek_public` (TPMT_PUBLIC),
+    `ek_certificate` (DER), `sev_cek` (SEV certificate), `az_ak` (SubjectPublicKeyInfo), all in standard base64,
+    `snp_chip_id` (hex) and `snp_csp_id` (text); and optionally a `description`.
 
     Raises ProtocolError; also for keys that no guest could ever be trusted by.
     """
@@ -70,7 +84,7 @@ def parse_instance(value: object) -> Instance:
     if not _KEYS & posted.keys():
         raise ProtocolError(
             "the instance names no key",
-            expected="ak_public, ek_public or ek_certificate",
+            expected="ak_public, ek_public, ek_certificate, snp_chip_id, snp_csp_id, sev_cek or az_ak",
             mend="make the guest's description with `roomkey-agent evidence` and enrol from that file",
         )
     description = strictjson.string(posted.get("description", ""), name="description", max_chars=MAX_DESCRIPTION_CHARS)
@@ -82,6 +96,7 @@ def parse_instance(value: object) -> Instance:
         ak = _public(posted, "ak_public")
         if ak is not None:
             check_ak(ak, Trace())
+        others = tuple(f"{kind}:{read(posted[name])}" for name, (kind, read) in _OTHERS.items() if name in posted)
     except VerificationError as error:
         raise ProtocolError(
             f"the instance cannot be enrolled: {error.message}",
@@ -93,7 +108,7 @@ def parse_instance(value: object) -> Instance:
     if ak is not None:
         ids += (f"tpm-ak:{ak.name.hex()}", f"tpm-spki:{_digest(ak.spki)}")
     parent = b"" if ek_public is None else ek_public.raw
-    return Instance(ids, None if ak is None else ak.raw + parent, description)
+    return Instance(ids + others, None if ak is None else ak.raw + parent, description)
 
 
 def _public(posted: Mapping[str, object], name: str) -> Public | None:
@@ -112,6 +127,53 @@ def _endorsement_key(public: Public | None, posted: Mapping[str, object]) -> byt
     if len(found) > 1:
         raise ProtocolError("ek_public is not the key in ek_certificate")
     return found.pop() if found else None
+
+
+def _snp_chip(value: object) -> str:
+    """A hardware id in hex. Turin's fills the first 8 of CHIP_ID's 64 bytes, and is taken in either form."""
+    name = "snp_chip_id"
+    if isinstance(value, str) and len(value) == 2 * TURIN_CHIP_ID_BYTES:
+        text = digest(value, name, size=TURIN_CHIP_ID_BYTES)
+    else:
+        text = digest(value, name, size=CHIP_ID_BYTES)
+    if not text.strip("0"):
+        raise ProtocolError("snp_chip_id is zero: that is what a masked CHIP_ID shows", mend="let the host show it")
+    turin = text[: 2 * TURIN_CHIP_ID_BYTES]
+    return text if text[len(turin) :].strip("0") else turin
+
+
+def _snp_csp(value: object) -> str:
+    text = strictjson.string(value, name="snp_csp_id", max_chars=MAX_CSP_ID_CHARS)
+    if not text or not text.isascii() or not text.isprintable():
+        raise ProtocolError("snp_csp_id is not a cspID", expected="printable ASCII, like CN=cc-us-east-2.amazonaws.com")
+    return text
+
+
+def _sev_cek(value: object) -> str:
+    """As AMD's KDS gives it, with the signature of the ASK; who signed it is judged when a guest is launched."""
+    raw = b64.from_std(value, name="sev_cek", max_bytes=SEV_CERTIFICATE_BYTES)
+    return _digest(parse_certificate(raw, Usage.CEK, signers={Usage.ASK}).public_key)
+
+
+def _az_ak(value: object) -> str:
+    raw = b64.from_std(value, name="az_ak", max_bytes=MAX_PUBLIC_BYTES)
+    try:
+        key = load_der_public_key(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ProtocolError("az_ak is not a SubjectPublicKeyInfo") from None
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_AZ_AK_BITS:
+        raise ProtocolError(
+            "az_ak is not an attestation key of Azure's", expected=f"RSA, {MIN_AZ_AK_BITS} bits or more"
+        )
+    return _digest(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+_OTHERS: Mapping[str, tuple[str, Callable[[object], str]]] = {  # kind of id, what makes it out of the member
+    "snp_chip_id": ("snp-chip", _snp_chip),
+    "snp_csp_id": ("snp-csp", _snp_csp),
+    "sev_cek": ("sev-cek", _sev_cek),
+    "az_ak": ("az-ak", _az_ak),
+}
 
 
 def _digest(data: bytes) -> str:

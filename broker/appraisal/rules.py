@@ -2,7 +2,7 @@
 """Release rules: for one key, which images it goes to, on which platforms, to which instances.
 
     images = ["debian-12", "debian-12@3"]   # a bare name means the newest version and no older one
-    platforms = ["tpm"]
+    platforms = ["tpm"]                     # each by name; "sev" is the weakest, and in no default
     instances = ["web-1", "web-2"]          # or exactly ["any"]: any guest that a configured vendor vouches for
 
 All three lists must be there, and none may be empty: what a rule does not name, it does not allow.
@@ -25,6 +25,8 @@ from keys.tee import Tee
 MAX_RULE_CHARS = 16 * 1024
 MAX_ENTRIES = 64  # in each list
 ANY = "any"
+# What a rule can name: platforms whose evidence is judged, and SEV, which is judged when its host launches the guest.
+PLATFORMS = frozenset(VERIFIERS) | {Tee.SEV}
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
 _IMAGE = re.compile(r"(?P<name>[^@]*)(?:@(?P<version>[1-9][0-9]{0,8}))?\Z")
@@ -130,10 +132,10 @@ def _image(text: str) -> ImageRef:
 
 
 def _platform(text: str) -> Tee:
-    if text not in set(VERIFIERS):
+    if text not in PLATFORMS:
         raise ProtocolError(
             "platforms holds a platform that this broker does not judge",
-            expected=", ".join(sorted(VERIFIERS)),
+            expected=", ".join(sorted(PLATFORMS)),
             found=text[:64],
         )
     return Tee(text)

@@ -40,7 +40,7 @@ class GenerateKey(Change, kw_only=True):
 
 
 class PutImage(Change, kw_only=True):
-    """`toml`: the image as its owner writes it: platform, bank, values of registers or the events that lead to them."""
+    """`toml`: the image as its owner writes it: platform, values of registers or events that lead to them, floors."""
 
     toml: str
 
@@ -54,13 +54,18 @@ class PutRule(Change, kw_only=True):
 
 
 class PutInstance(Change, kw_only=True):
-    """At least one of the keys: TPMT_PUBLIC of the attestation key, TPMT_PUBLIC of the endorsement key, its DER
-    certificate.
+    """At least one of the keys. Of a TPM: TPMT_PUBLIC of the attestation key, TPMT_PUBLIC of the endorsement key, its
+    DER certificate. Of SEV-SNP: the chip's hardware id (128 or 16 hex digits), the provider's cspID. Of SEV: the
+    chip's CEK certificate (2084 bytes). Of an Azure guest: the SubjectPublicKeyInfo of its vTPM's attestation key.
     """
 
     ak_public: Base64 | None = None
     ek_public: Base64 | None = None
     ek_certificate: Base64 | None = None
+    snp_chip_id: str | None = None
+    snp_csp_id: str | None = None
+    sev_cek: Base64 | None = None
+    az_ak: Base64 | None = None
     description: str = ""
 
 
