@@ -14,6 +14,7 @@ from keys.errors import ProtocolError
 from keys.tee import Tee
 
 VERIFIERS: dict[Tee, str] = {
+    Tee.AZ_SNP_VTPM: "broker.verifiers.az_snp_vtpm:AzSnpVtpmVerifier",
     Tee.SNP: "broker.verifiers.snp:SnpVerifier",
     Tee.TPM: "broker.verifiers.tpm:TpmVerifier",
 }

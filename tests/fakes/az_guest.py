@@ -44,7 +44,6 @@ class AzGuest:
     def __init__(self, chip: Chip, *, ak: rsa.RSAPrivateKey | None = None, boot: Boot | None = None, **fields: Any):
         self.chip, self.ak = chip, ak or forge.rsa_key()
         self.fields = {"policy": POLICY, "guest_svn": 0x10009, "id_key_digest": ID_KEY_DIGEST} | fields
-        self.clock = 1_000
         self.pcrs = [bytes(32)] * 17 + [b"\xff" * 32] * 6 + [bytes(32)]
         for event in (boot or Boot()).events():
             self.extend(event.pcr, event.digest("sha256"))
@@ -71,12 +70,11 @@ class AzGuest:
         values = dict(enumerate(self.pcrs))
         return forge.Quote(self.ak, extra_data=data, banks=ALL_PCRS, pcrs={"sha256": values})
 
-    def evidence(self, data: bytes, version: int = 2, **members: Any) -> dict[str, Any]:
-        """Evidence in JSON; `data` is the report data. `members` overwrite its members, None leaves one out."""
+    def evidence(self, data: bytes, version: int = 2) -> dict[str, Any]:
+        """Evidence in JSON; `data` is the report data."""
         runtime = self.runtime(data if version == 2 else b"")
         attest = self.quote(data).attest()
-        body = evidence(version, attest, sign(self.ak, attest), self.pcrs, self.hcl(runtime), self.chip.vek)
-        return {name: value for name, value in (body | members).items() if value is not None}
+        return evidence(version, attest, sign(self.ak, attest), self.pcrs, self.hcl(runtime), self.chip.vek)
 
 
 def jwk(kid: str, key: rsa.RSAPrivateKey, **members: Any) -> dict[str, Any]:
