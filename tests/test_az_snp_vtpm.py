@@ -232,7 +232,11 @@ def test_hardware_report_is_genuine() -> None:
     hcl = bytearray(vm().hcl(vm().runtime()))
     hcl[32 + 0x90] ^= 1  # MEASUREMENT
     refused(with_hcl(bytes(hcl)), "report's signature is right")
-    refused(AzGuest(Chip(FakeAmd(Line.GENOA, copy=1))).evidence(DATA), "certificate.s signature is wrong", error=EndorsementError)
+    refused(
+        AzGuest(Chip(FakeAmd(Line.GENOA, copy=1))).evidence(DATA),
+        "certificate.s signature is wrong",
+        error=EndorsementError,
+    )
     provider = AzGuest(Chip(amd(), csp_id=CSP_ID))
     refused(provider.evidence(DATA), "no VLEK certificate", error=EndorsementError)
 
