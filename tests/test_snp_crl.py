@@ -126,6 +126,17 @@ def test_declared_algorithm_that_was_not_used() -> None:
         read_crl(both, AMD.ark)
 
 
+def test_unused_bits_of_a_signature() -> None:
+    """A signature is 512 whole bytes: one that calls its last bit unused is refused, though nothing else changed."""
+    der = bytearray(AMD.crl())
+    while der[-1] & 1:  # else it could not be called unused
+        der = bytearray(AMD.crl())
+    assert read_crl(bytes(der), AMD.ark)
+    der[-513] ^= 1
+    with pytest.raises(EndorsementError, match="signature is wrong"):
+        read_crl(bytes(der), AMD.ark)
+
+
 UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
 
 
@@ -190,6 +201,7 @@ def test_bytes_behind_a_list(genuine: bytes) -> None:
         read_crl(genuine + b"\0", AMD.ark)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(place=st.integers(0, 1 << 20), bit=st.integers(0, 7))
 @settings(max_examples=200, deadline=None)
 def test_every_changed_bit_is_refused(genuine: bytes, place: int, bit: int) -> None:

@@ -31,6 +31,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from broker.verifiers.snp_report import CHIP_ID_BYTES, TCB_LAYOUT, Line, SigningKey
@@ -44,8 +45,9 @@ CA_KEY_EXPONENT = 65537
 TURIN_HW_ID_BYTES = 8
 MAX_TEXT_BYTES = 127  # of productName and cspID: DER's short form of a length
 
-PSS = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
-SHA384 = hashes.SHA384()
+_PSS = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
+_SHA384 = hashes.SHA384()
+_SIGNATURE = b"\x03\x82\x02\x01\x00"  # a BIT STRING of 512 bytes, of which no bit is unused
 
 _AMD = {
     NameOID.COUNTRY_NAME: "US",
@@ -213,6 +215,16 @@ def rsa_key(certificate: x509.Certificate) -> rsa.RSAPublicKey:
     return key
 
 
+def verify_pss(key: rsa.RSAPublicKey, whole: bytes, signed: bytes, signature: bytes) -> None:
+    """The signature that ends `whole` (DER of a certificate or list) is right under AMD's parameters, check (8).
+
+    Raises InvalidSignature. The library does not mind unused bits in the signature; here one certificate has one form.
+    """
+    if not whole.endswith(_SIGNATURE + signature):
+        raise InvalidSignature
+    key.verify(signature, signed, _PSS, _SHA384)
+
+
 @lru_cache(maxsize=CACHED)
 def _check_intermediate(certificate: x509.Certificate, ark: x509.Certificate) -> tuple[Line, SigningKey]:
     """Line and kind of VEK: checks (1) to (4), (6) and (8) of an ASK or ASVK and its ARK."""
@@ -231,7 +243,12 @@ def _check_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> No
     try:
         with readable():
             certificate.verify_directly_issued_by(issuer)  # also compares the names, and the two declarations
-            rsa_key(issuer).verify(certificate.signature, certificate.tbs_certificate_bytes, PSS, SHA384)
+            verify_pss(
+                rsa_key(issuer),
+                certificate.public_bytes(Encoding.DER),
+                certificate.tbs_certificate_bytes,
+                certificate.signature,
+            )
     except InvalidSignature as error:
         raise EndorsementError(
             "a certificate's signature is wrong",

@@ -22,8 +22,9 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from broker.verifiers.snp_certificates import PSS, SHA384, read_ark, rsa_key
+from broker.verifiers.snp_certificates import read_ark, rsa_key, verify_pss
 from broker.verifiers.snp_report import Line
 from broker.verifiers.x509 import readable, words
 from keys.errors import EndorsementError
@@ -88,7 +89,7 @@ def _check_signed(crl: x509.CertificateRevocationList, ark: x509.Certificate) ->
     """Check (4). The key signs under one set of parameters: what verifies as declared and as AMD's, declares AMD's."""
     key = rsa_key(ark)
     try:
-        key.verify(crl.signature, crl.tbs_certlist_bytes, PSS, SHA384)
+        verify_pss(key, crl.public_bytes(Encoding.DER), crl.tbs_certlist_bytes, crl.signature)
         right = crl.is_signature_valid(key)
     except InvalidSignature:
         right = False

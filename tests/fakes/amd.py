@@ -186,7 +186,7 @@ class FakeAmd:
             der if serial else resign(der, signer, lambda tbs: tbs.replace(b"\x02\x01\x01\x30", b"\x02\x01\x00\x30", 1))
         )
 
-    def ca_certificate(self, subject: str, **otherwise: Any) -> bytes:
+    def ca_certificate(self, subject: str, /, **otherwise: Any) -> bytes:
         """A CA's certificate in DER as AMD makes it; `otherwise` as for `certificate`."""
         issuer = f"ARK-{self.line}"
         is_ark = subject == issuer
