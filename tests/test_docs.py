@@ -87,7 +87,9 @@ def as_toml(default: object) -> str:
         return str(default).lower()
     if isinstance(default, str):
         return f'"{default}"'
-    return {dataclasses.MISSING: "must be set", (): "[]", None: "none"}.get(default, str(default))  # type: ignore[arg-type]
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(as_toml, default))}]"
+    return {dataclasses.MISSING: "must be set", None: "none"}.get(default, str(default))  # type: ignore[arg-type]
 
 
 def test_every_setting_of_the_broker_is_documented() -> None:

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {  # heading -> name -> module
         "doctor": ("broker.cli.doctor:doctor", "Check a broker's set-up and say what mends it."),
         "owner": ("broker.cli.owner:owner", "Add and list owners."),
         "kek": ("broker.cli.kek:kek", "Rotate the key-encryption key."),
+        "endorsements": ("broker.cli.endorsements:endorsements", "Fetch, export and import what AMD vouches for."),
         "ledger": ("broker.cli.ledger:ledger", "Verify the record of decisions."),
     },
     "Owning keys": {

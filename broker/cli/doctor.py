@@ -15,12 +15,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from broker.cli.operator import load_config
 from broker.cli.options import config_file, json_flag
 from broker.config import Config
+from broker.endorsements.setup import amd_trusted
 from broker.files import read_certificates, read_file
 from broker.serve import PKCS8
 from broker.store import open_store
 from broker.store.protocols import RecordKind
 from broker.terminal import fields, next_step, print_json, printable, verdict
 from broker.tokens import load_signing_key
+from broker.verifiers.snp_endorsements import check_endorsement, crl_name
+from broker.verifiers.snp_floors import NAMES, Floors
+from broker.verifiers.snp_report import Line
 from keys.custody.local import LocalCustody
 from keys.errors import ConfigError, RoomkeyError
 
@@ -170,6 +174,28 @@ def _tpm_roots(config: Config, _: datetime) -> Iterator[Finding]:
         )
 
 
+def _snp(config: Config, now: datetime) -> Iterator[Finding]:
+    changed = [name for name in NAMES if getattr(config.snp.floors, name) != getattr(Floors(), name)]
+    yield Finding("SNP floors", OK, f"not as by default: {', '.join(changed)}" if changed else "the strict default")
+    yield Finding("AMD's KDS", OK, config.snp.kds_url or "off: there is what guests bring, and what was imported")
+    if not Path(config.store.url.partition(":")[2]).exists():
+        return  # which the store's own check has said
+    store = open_store(config.store.url)
+    try:
+        stored = {one.name: one for one in store.all_endorsements()}
+    finally:
+        store.close()
+    yield Finding("endorsements", OK, f"{len(stored)} stored")
+    if not config.snp.require_crl or config.snp.kds_url:
+        return
+    for line in config.snp.products or Line:
+        name = crl_name(Line(line))
+        crl = check_endorsement(name, stored[name].data, amd_trusted(config), now) if name in stored else None
+        if crl is None or crl.next_update is None or crl.next_update <= now:
+            found = f"{line}: none, so its guests are refused" if crl is None else f"{line}: past its time"
+            yield Finding("revocation list", WARN, found, "roomkey endorsements import FILE, or set snp.kds_url")
+
+
 CHECKS: dict[str, Check] = {
     "switches": _switches,
     "KEK": _kek,
@@ -177,4 +203,5 @@ CHECKS: dict[str, Check] = {
     "TLS": _tls,
     "store": _store,
     "TPM roots": _tpm_roots,
+    "SNP": _snp,
 }

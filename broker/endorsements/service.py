@@ -99,15 +99,23 @@ class EndorsementService:
                 found[name] = data
         return found
 
-    def keep(self, name: str, data: bytes, now: int) -> bool:
-        """Store what an operator imports, for good; False where the store has a newer issue of it.
+    def keep(self, entries: Iterable[tuple[str, bytes]], now: int) -> dict[str, bool]:
+        """Store what an operator imports, for good: name -> False where the store has a newer issue of it.
 
-        Raises EndorsementError unless it is genuine and what `name` says, ProtocolError for what is no name.
+        Raises EndorsementError unless all are genuine and what their names say, ProtocolError for what is no name, and
+        then nothing is stored.
         """
+        genuine = [(name, self._checked(name, data, now)) for name, data in entries]
+        return {name: self._put(name, one, now, kept=True) for name, one in genuine}
+
+    def _checked(self, name: str, data: bytes, now: int) -> Genuine:
         source = self._source(name)
         if source is None:
             raise ProtocolError("no source has endorsements of this name", found=name[:64])
-        return self._put(name, source.check(name, data, at=_time(now)), now, kept=True)
+        try:
+            return source.check(name, data, at=_time(now))
+        except EndorsementError as error:
+            raise EndorsementError(f"not to be trusted: {name}", found=str(error)) from error
 
     def _source(self, name: str) -> Source | None:
         return next((source for source in self._sources if name.startswith(source.prefix)), None)
