@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from broker.claims import Fact
 from broker.trace import Check, Stage, Trace, Verdict
-from broker.verifiers.snp_floor_settings import MAX_ENTRIES, READERS
+from broker.verifiers.snp_floor_settings import MAX_ENTRIES, MAX_ENTRY_CHARS, READERS
 from broker.verifiers.snp_floors import NAMES, NOTHING, OPERATOR_ONLY, Floors, check_floors, parse_floors
 from broker.verifiers.snp_report import PLATFORM_BITS, POLICY_BITS, TCB_LAYOUT, Line
 from keys.errors import ProtocolError
@@ -166,6 +166,52 @@ def test_everything_is_required() -> None:
     assert all(check.expected and check.mend for check in trace.failed)
 
 
+def test_what_was_found() -> None:
+    """A line says what was found, whether it is required or not, and also where that is nothing."""
+    words = "bootloader=10 tee=1 snp=25 microcode=84"
+    good = {
+        DEBUG: "off", VERSION: "5", PRODUCT: "Genoa", VMPL: "0", POLICY_NOT: "0x13001f", POLICY: "0x13001f",
+        ABI: "1.51", PLATFORM_NOT: "0x25", PLATFORM: "0x25", REPORTED: words, CURRENT: words, COMMITTED: words,
+        LAUNCH: words, ROLLBACK: f"{words}, 1.55.43", FIRMWARE: "1.55.43", LAUNCH_MIT: "0xb", CURRENT_MIT: "0x3f",
+        CHIPS: CHIP, DENIED: CHIP, CSPS: "no provider: the chip's own key (VCEK)", ID: ID_KEY, AUTHOR: AUTHOR_KEY,
+        SVN: "7", HOST: HOST_DATA,
+    }  # fmt: skip
+    assert {name: check.found for name, check in judged(ALL)[1].items()} == good
+    of_lines = {REPORTED, CURRENT, COMMITTED, LAUNCH, FIRMWARE}
+    assert {name: check.found.removesuffix(" has nothing for Genoa") for name, check in judged(NOTHING)[1].items()} == {
+        name: f"{found}; {setting}" if name in of_lines else found
+        for (name, found), setting in zip(good.items(), LINES, strict=True)
+    }
+    assert judged(ALL, {"signing_key": "vlek", "csp_id": CSP, "policy_debug_allowed": True})[1][CSPS].found == CSP
+    assert judged(ALL, {"policy_debug_allowed": True})[1][DEBUG].found == "on"
+    trace = Trace()
+    check_floors({}, {}, ALL, trace)
+    nothing = {
+        POLICY_NOT: "migrate_ma, cxl_allowed", POLICY: "lacks single_socket", PLATFORM_NOT: "tio_enabled",
+        PLATFORM: "lacks alias_check_complete", ROLLBACK: "nothing, nothing", CHIPS: "masked by the host",
+        DENIED: "masked by the host", LAUNCH_MIT: "none: the report is older than version 5",
+        CURRENT_MIT: "none: the report is older than version 5", CSPS: good[CSPS], AUTHOR: "none was used",
+    }  # fmt: skip
+    assert {check.name: check.found for check in trace.checks} == dict.fromkeys(good, "nothing") | nothing
+
+
+def test_what_was_expected() -> None:
+    """A line says what its floor asks for."""
+    lines = judged(dataclasses.replace(ALL, csp_ids=(CSP, "CN=b"), products=("Genoa", "Turin"), max_vmpl=2))[1]
+    assert {name: check.expected for name, check in lines.items()} == {
+        DEBUG: "DEBUG clear in the guest's POLICY", VERSION: "at least 3", PRODUCT: "Genoa, Turin",
+        VMPL: "VMPL 0 to 2", POLICY_NOT: "without migrate_ma, cxl_allowed", POLICY: "single_socket",
+        ABI: "at least 1.51", PLATFORM_NOT: "without tio_enabled", PLATFORM: "alias_check_complete",
+        REPORTED: "Genoa at least bootloader=10 tee=1 snp=25 microcode=84", CURRENT: "Genoa at least snp=25",
+        COMMITTED: "Genoa at least snp=25", LAUNCH: "Genoa at least snp=23",
+        ROLLBACK: "COMMITTED as CURRENT: bootloader=10 tee=1 snp=25 microcode=84, 1.55.43",
+        FIRMWARE: "Genoa at least 1.55.43", LAUNCH_MIT: "all of 0x3", CURRENT_MIT: "all of 0x21",
+        CHIPS: "one of 2 chips", DENIED: "none of 1 chips", CSPS: f"{CSP}, CN=b",
+        ID: f"{'00' * 47}01 or {ID_KEY}", AUTHOR: AUTHOR_KEY, SVN: "at least 7", HOST: HOST_DATA,
+    }  # fmt: skip
+    assert judged(Floors())[1][VMPL].expected == "VMPL 0"
+
+
 USED = sorted({
     "policy_debug_allowed", "report_version", "product", "vmpl", "policy_migrate_ma", "policy_cxl_allowed",
     "policy_single_socket", "policy_abi_major", "policy_abi_minor", "platform_tio_enabled",
@@ -220,6 +266,9 @@ def test_missing_measurements_meet_no_floor(name: str) -> None:
         (only(min_launch_tcb=("Genoa snp=26",)), {}, LAUNCH),
         (only(committed_is_current=True), {"committed_tcb_microcode": 83}, ROLLBACK),
         (only(committed_is_current=True), {"committed_version": "1.55.42"}, ROLLBACK),
+        (only(committed_is_current=True), {"current_tcb_tee": ..., "committed_tcb_tee": ...}, ROLLBACK),
+        (only(committed_is_current=True), {"current_version": ..., "committed_version": ...}, ROLLBACK),
+        (only(min_abi="1.51"), {"policy_abi_major": 2, "policy_abi_minor": ...}, ABI),
         (only(min_firmware=("Genoa 1.55.44",)), {}, FIRMWARE),
         (only(min_firmware=("Genoa 1.56.0",)), {}, FIRMWARE),
         (only(min_firmware=("Genoa 1.55.10",)), {"current_version": "1.55.9"}, FIRMWARE),
@@ -263,7 +312,15 @@ def test_floors_that_are_not_met(floors: Floors, facts: dict[str, Any], line: st
         (only(min_abi="1.51"), {}, ABI),
         (only(min_abi="0.99"), {}, ABI),
         (only(min_report_version=2), {"report_version": 2}, VERSION),
+        (only(min_abi="1.0"), {"policy_abi_minor": 0}, ABI),
         (only(platform_required=("ecc_enabled",)), {"report_version": 2}, PLATFORM),
+        (only(platform_required=("alias_check_complete",)), {"report_version": 3}, PLATFORM),
+        (
+            only(platform_forbidden=("alias_check_complete",)),
+            {"report_version": 2, "platform_alias_check_complete": False},
+            PLATFORM_NOT,
+        ),
+        (only(committed_is_current=True), {"current_tcb_tee": 0, "committed_tcb_tee": 0}, ROLLBACK),
         (only(min_firmware=("Genoa 1.55.9",)), {}, FIRMWARE),
         (only(min_firmware=("Genoa 1.55.9",)), {"current_version": "2.0.0"}, FIRMWARE),
         (only(launch_mitigations=0xB), {}, LAUNCH_MIT),
@@ -392,6 +449,7 @@ def test_only_what_is_named_changes() -> None:
         ("chip_ids", (CHIP, TURIN_CHIP)),
         ("host_data", ("00" * 32,)),
         ("csp_ids", (CSP,)),
+        ("csp_ids", ("x" * MAX_ENTRY_CHARS,) * MAX_ENTRIES),
         ("policy_required", tuple(POLICY_BITS)[2:]),
         ("products", ("Milan", "Genoa", "Turin")),
     ],

@@ -332,7 +332,7 @@ def _chip(judge: _Judge) -> None:
     judge.line(
         "chip is one of chip_ids",
         floors.chip_ids,
-        chip in map(_chip_name, floors.chip_ids) and bool(chip),
+        chip in map(_chip_name, floors.chip_ids),
         expected=f"one of {len(floors.chip_ids)} chips",
         found=found,
         mend=f"move the guest to one of these chips, or add {chip or 'its chip'} to chip_ids",
@@ -359,7 +359,7 @@ def _csp(judge: _Judge) -> None:
     judge.line(
         "provider that loaded the VLEK is one of csp_ids",
         judge.floors.csp_ids,
-        csp in judge.floors.csp_ids and bool(csp),
+        csp in judge.floors.csp_ids,
         expected=", ".join(judge.floors.csp_ids),
         found=csp or "no provider: the chip's own key (VCEK)",
         mend="move the guest to this provider, or add its id to csp_ids",
@@ -375,7 +375,7 @@ def _key(judge: _Judge, name: str, measurement: str, allowed: tuple[str, ...], u
         allowed,
         used and found in allowed,
         expected=" or ".join(allowed),
-        found=found if used else "none was used",
+        found=(found or _NOTHING_SAID) if used else "none was used",
         mend=f"launch the guest with an ID block that this key signed, or add the digest to {measurement}s",
         stage=Stage.MEASUREMENT,
     )
