@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""roomkey-agent: attest this machine, get a key, open a volume.
+"""roomkey-agent: attest this machine, get a key, open a volume; on a host, launch a SEV guest with its key.
 
 Exit statuses: 0 done, 2 wrong arguments, else `exit_status` of the error (`keys.errors`). A failure is one line with
 its cause and, where something can be done about it, one line with what.
@@ -15,6 +15,7 @@ from agent.config import Settings, load
 from agent.deadline import Deadline
 from keys.errors import ConfigError, RoomkeyError
 from keys.messages import ResourcePath
+from keys.tee import Tee
 
 if TYPE_CHECKING:
     import argparse
@@ -73,11 +74,19 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _fetch(settings: Settings, path: ResourcePath) -> bytearray:
-    """The key at `path`. From here on the process cannot be dumped."""
-    from agent.client import fetch  # noqa: PLC0415
+    """The key at `path`. From here on the process cannot be dumped.
+
+    A SEV guest has one key, whatever the path: the one that its launch was given.
+    """
     from keys.secrecy import forbid_core_dumps  # noqa: PLC0415
 
     forbid_core_dumps()
+    if settings.tee is Tee.SEV:
+        from agent.efi_secret import take  # noqa: PLC0415
+
+        return take(settings.secrets)
+    from agent.client import fetch  # noqa: PLC0415
+
     deadline = Deadline(settings.timeout)
     with _attester(settings, deadline) as attester:
         return fetch(settings, attester, path, deadline)
@@ -110,6 +119,29 @@ def _doctor(options: argparse.Namespace, settings: Settings) -> int:
     else:
         _write(None, table(findings).encode())
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _start_launch(options: argparse.Namespace, settings: Settings) -> int:
+    import shlex  # noqa: PLC0415
+
+    from agent import sev_launch  # noqa: PLC0415
+
+    path = ResourcePath.parse(options.key)
+    chain = options.chain + options.cek + options.ask  # in this order: AMD's CEK takes the exported one's place
+    launch = sev_launch.start(settings, path, chain, options.dir, Deadline(settings.timeout))
+    arguments = sev_launch.qemu_options(launch, options.dir, options.cbitpos)
+    _write(None, (shlex.join(arguments) + "\n").encode())
+    _say("start QEMU with these; where it boots a kernel directly, add ,kernel-hashes=on to the object")
+    _say(f"then: roomkey-agent sev-launch finish --dir {options.dir} --qmp {options.dir}/{sev_launch.MONITOR}")
+    return 0
+
+
+def _finish_launch(options: argparse.Namespace, settings: Settings) -> int:
+    from agent import sev_launch  # noqa: PLC0415
+
+    launch = sev_launch.finish(settings, options.dir, options.qmp, Deadline(settings.timeout))
+    _say(f"the guest has the key {launch.resource} and runs")
+    return 0
 
 
 def _attester(settings: Settings, deadline: Deadline) -> Attester:
@@ -184,4 +216,25 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[common], help="see what would keep this machine from its key")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
+
+    launch = commands.add_parser("sev-launch", help="on a host: launch a SEV or SEV-ES guest with its key")
+    steps = launch.add_subparsers(required=True, metavar="STEP")
+
+    start = steps.add_parser("start", parents=[common], help="get the session, and what to start QEMU with")
+    start.add_argument("--key", metavar="OWNER/TYPE/TAG", required=True)
+    start.add_argument("--dir", metavar="DIR", required=True, help="for the launch's files: a new folder")
+    start.add_argument(
+        "--chain", metavar="FILE", action="append", required=True, help="PDH, PEK, OCA and CEK as exported; repeat it"
+    )
+    start.add_argument("--cek", metavar="FILE", action="append", default=[], help="the CEK as AMD signed it")
+    start.add_argument("--ask", metavar="FILE", action="append", default=[], help="AMD's ASK, or ASK and ARK")
+    start.add_argument(
+        "--cbitpos", metavar="BIT", type=int, default=51, help="the C-bit of this processor: 51, on Naples and Rome 47"
+    )
+    start.set_defaults(run=_start_launch)
+
+    finish = steps.add_parser("finish", parents=[common], help="give the guest its secret, and let it run")
+    finish.add_argument("--dir", metavar="DIR", required=True, help="the folder that `start` filled")
+    finish.add_argument("--qmp", metavar="SOCKET", required=True, help="QEMU's monitor")
+    finish.set_defaults(run=_finish_launch)
     return parser

@@ -61,6 +61,7 @@ _REFUSALS = {
     "auth": "the broker gives this guest no challenge",
     "attest": "the broker does not accept this guest's evidence",
     "resource": "the broker does not release the key to this guest",
+    "sev": "the broker does not take part in this launch",
 }
 _UNAVAILABLE = frozenset((429, 502, 503, 504))
 
@@ -126,7 +127,7 @@ class Conversation:
         self._connection.close()
 
     def fetch(self, attester: Attester, path: ResourcePath) -> bytearray:
-        """auth, attest, resource. Raises RoomkeyError of the kind that `_refusal` makes of the broker's answer."""
+        """auth, attest, resource. Raises RoomkeyError of the kind that `refusal` makes of the broker's answer."""
         request = attester.request(path)
         challenge = self.challenge(request)
         activation = attester.accept(challenge)
@@ -157,15 +158,17 @@ class Conversation:
             body = strictjson.compact(message)
         answer = self._connection.ask(method, PREFIX + path, body, headers)
         if answer.status != 200:
-            raise _refusal(path, answer)
+            raise refusal(path, answer)
         for cookie in answer.cookies:
             if match := _COOKIE.match(cookie.partition(";")[0].strip()):
                 self._cookie = match[1]
         return answer.body
 
 
-def _refusal(path: str, answer: Answer) -> RoomkeyError:
-    """The error that an answer other than 200 stands for."""
+def refusal(path: str, answer: Answer) -> RoomkeyError:
+    """The error that an answer of refusal stands for. `path` is the call's, without what stands before its first word:
+    /auth, /attest, /resource or /sev.
+    """
     if answer.status in _UNAVAILABLE:
         later = _Later("the broker has no time now", found=f"status {answer.status}")
         later.after = answer.retry_after
@@ -189,11 +192,11 @@ def _kind(kind: str, path: str, status: int, *, judged: bool) -> type[RoomkeyErr
         return ProtocolError
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
-    if path == "/attest" and (judged or status == 403):
+    if (path == "/attest" and status == 403) or (judged and path.startswith(("/attest", "/sev"))):
         return VerificationError
     if status == 401:
-        # At /auth nothing is old yet: 401 is how the protocol refuses a version.
-        return ProtocolError if path == "/auth" else FreshnessError
+        # At /auth nothing is old yet: 401 is how the protocol refuses a version. A launch has no session.
+        return ProtocolError if path.startswith(("/auth", "/sev")) else FreshnessError
     return ReleaseDenied if status == 403 else NotFound
 
 

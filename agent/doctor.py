@@ -6,10 +6,13 @@ Looks and changes nothing; at the broker it leaves one unused challenge.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
+from agent import efi_secret
+from agent.attesters.snp import SnpAttester
 from agent.attesters.tpm import ALL_PCRS, TpmAttester, read_event_log
 from agent.client import Conversation
 from agent.config import Settings
@@ -19,8 +22,9 @@ from agent.eventlog import replay
 from agent.tpm2 import Tpm
 from agent.tpm2_marshal import ALG_SHA256, HASHES
 from agent.unlock import ENVIRONMENT, has_device_mapper
-from keys.errors import AttesterError, RoomkeyError, VolumeError
+from keys.errors import AttesterError, ConfigError, RoomkeyError, VolumeError
 from keys.messages import PROTOCOL_VERSION, Request
+from keys.tee import Tee
 
 Probe = Callable[[Settings, Deadline], str]
 
@@ -35,16 +39,14 @@ class Finding(NamedTuple):
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """One finding for each probe, each with a deadline of its own; for the brokers one each."""
-    probes: list[tuple[str, Probe]] = [
-        ("TPM", _tpm),
-        ("attestation key", _attestation_key),
-        ("EK certificate", _ek_certificate),
-        ("event log", _event_log),
-        ("cryptsetup", _cryptsetup),
-        ("device-mapper", _device_mapper),
-    ]
+    """One finding for each probe, each with a deadline of its own; for the brokers one each.
+
+    A SEV guest asks no broker: its key came with the launch.
+    """
+    probes = _PLATFORMS.get(settings.tee, [("platform", _no_platform)]) + _VOLUME
     findings = [_finding(about, probe, settings) for about, probe in probes]
+    if settings.tee is Tee.SEV:
+        return findings
     if not settings.brokers:
         findings.append(Finding("broker", ok=False, found="none", mend="set brokers in the agent's config"))
     one_by_one = ((url, settings._replace(brokers=(url,))) for url in settings.brokers)
@@ -114,6 +116,26 @@ def _event_log(settings: Settings, deadline: Deadline) -> str:
     return f"{len(log)} bytes, leads to PCR {', '.join(map(str, sorted(replayed)))}"
 
 
+def _snp_report(settings: Settings, deadline: Deadline) -> str:
+    with SnpAttester(settings, deadline) as attester:
+        report, certificates, by_tsm = attester.report(os.urandom(64))
+        chip = attester.instance().get("snp_chip_id", "not named")
+    way = settings.tsm if by_tsm else settings.sev_guest
+    version, vmpl = (int.from_bytes(report[at : at + 4], "little") for at in (0, 0x30))
+    table = f"{len(certificates)} bytes of" if certificates else "no"
+    return f"{way}: version {version}, VMPL {vmpl}, {table} certificates from the host, chip {chip}"
+
+
+def _launch_secret(settings: Settings, _deadline: Deadline) -> str:
+    if not efi_secret.is_there(settings.secrets):
+        raise AttesterError("none", found=f"nothing to read in {settings.secrets}", mend=efi_secret.MEND)
+    return f"waits in {settings.secrets}; the next `unlock` or `get` takes it"
+
+
+def _no_platform(settings: Settings, _deadline: Deadline) -> str:
+    raise ConfigError("this agent makes no evidence of it", found=settings.tee, mend=f"tee is one of {_NAMES}")
+
+
 def _cryptsetup(_settings: Settings, _deadline: Deadline) -> str:
     path = shutil.which("cryptsetup", path=ENVIRONMENT["PATH"])
     if path is None:
@@ -134,3 +156,17 @@ def _broker(settings: Settings, deadline: Deadline) -> str:
         conversation.challenge(Request(settings.tee))
     line = "TLS 1.3 to the pinned CA" if target.secure else "plain http on loopback"
     return f"{line}, takes protocol {PROTOCOL_VERSION}"
+
+
+_PLATFORMS: dict[Tee, list[tuple[str, Probe]]] = {
+    Tee.TPM: [
+        ("TPM", _tpm),
+        ("attestation key", _attestation_key),
+        ("EK certificate", _ek_certificate),
+        ("event log", _event_log),
+    ],
+    Tee.SNP: [("SNP report", _snp_report)],
+    Tee.SEV: [("launch secret", _launch_secret)],
+}
+_VOLUME: list[tuple[str, Probe]] = [("cryptsetup", _cryptsetup), ("device-mapper", _device_mapper)]
+_NAMES = ", ".join(_PLATFORMS)

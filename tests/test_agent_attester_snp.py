@@ -214,7 +214,7 @@ def test_a_blob_without_end_is_cut_off() -> None:
 def test_a_generation_that_is_no_number_is_refused() -> None:
     """Nothing is compared that cannot be."""
     kernel = FakeKernel(missing=frozenset(("privlevel_floor",)))
-    kernel._content = lambda _item, name: b"sev_guest" if name == "provider" else b"-1\n"  # type: ignore[method-assign]
+    kernel._content = lambda item, name: b"sev_guest" if name == "provider" else b"-1\n"  # type: ignore[method-assign]  # noqa: ARG005
     with pytest.raises(AttesterError, match="not a number"):
         tsm(kernel)
 
@@ -307,17 +307,16 @@ def test_a_busy_host_is_asked_again_with_pauses() -> None:
 def test_a_host_that_is_always_busy_costs_the_deadline_and_no_more() -> None:
     """The waiting ends with the deadline."""
     kernel = FakeKernel(ioctl_errors=[(errno.EIO, BUSY << 32)] * 9)
-    deadline = Deadline(5)
 
-    def pause(seconds: float, given: Deadline, waiting_for: str) -> None:
+    def pause(seconds: float, deadline: Deadline, waiting_for: str) -> None:
         kernel.pauses.append(seconds)
         if len(kernel.pauses) == 3:
-            given._end = 0
-        given.left(waiting_for)
+            deadline._end = 0
+        deadline.left(waiting_for)
 
     kernel.pause = pause  # type: ignore[method-assign]
     with pytest.raises(Unavailable, match="throttles"):
-        device_report(kernel, DEVICE, BOUND, deadline)
+        device_report(kernel, DEVICE, BOUND, Deadline(5))
     assert kernel.open_files == 0
     assert len(kernel.requests) == 3
 
