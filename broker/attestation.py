@@ -145,9 +145,7 @@ def _read(
     found: Mapping[str, bytes] = {}
     if services.endorsements is not None:
         # Last, because it may cost time: nothing that cannot be read makes the broker ask a vendor.
-        found = services.endorsements.look_up(
-            needed, now, may_wait=may_wait, client=client, known=any(enrolled.values())
-        )
+        found = services.endorsements.look_up(needed, now, may_wait=may_wait, client=client)
     return _Attempt(name, challenge, verifier, evidence, init_data, declaration, enrolled, found)
 
 

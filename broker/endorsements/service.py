@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from broker.claims import EndorsementRequest
 from broker.endorsements.source import FetchFailed, Source, WouldWait
 from broker.services import now_ms
-from broker.store.protocols import FetchPause, Store, StoredEndorsement
+from broker.store.protocols import FetchPause, RecordKind, Store, StoredEndorsement
 from broker.verifiers.endorsement import Genuine
 from keys.errors import EndorsementError, ProtocolError, Unavailable
 
@@ -64,11 +64,11 @@ class EndorsementService:
         self._free = threading.BoundedSemaphore(FETCHERS)
 
     def look_up(
-        self, request: EndorsementRequest, now: int, *, may_wait: bool, client: str | None = None, known: bool = True
+        self, request: EndorsementRequest, now: int, *, may_wait: bool, client: str | None = None
     ) -> dict[str, bytes]:
-        """What there is under the request's names (DER). `now` in milliseconds.
+        """What there is under the request's names (DER). `now` in milliseconds; `client` is the address of the guest
+        that asks, None for the operator.
 
-        `client` is who caused the request, None for the operator; `known` says whether some owner enrolled the machine.
         Raises WouldWait where a fetch is due and the caller may not wait; Unavailable where something required cannot
         be had now.
         """
@@ -88,7 +88,7 @@ class EndorsementService:
                     continue
                 if not may_wait:
                     raise WouldWait("an endorsement must be fetched", found=name)
-                data = self._fetch(name, source, now, self._budgets(source, client, known=known, required=required))
+                data = self._fetch(name, source, now, client)
             except WouldWait:
                 raise
             except Unavailable:
@@ -120,19 +120,22 @@ class EndorsementService:
     def _source(self, name: str) -> Source | None:
         return next((source for source in self._sources if name.startswith(source.prefix)), None)
 
-    @staticmethod
-    def _budgets(source: Source, client: str | None, *, known: bool, required: bool) -> dict[str, int]:
-        """The counters that a fetch must pass and their limits, the narrowest first. What is only helpful is the same
-        for all guests, and nobody's own.
+    def _spend(self, name: str, source: Source, now: int, client: str | None) -> None:
+        """Count one fetch, the narrowest budget first: a refused one costs the wider ones nothing. Raises Unavailable.
+
+        What is about no one machine is the same for all guests, and counts for none of them.
         """
         budgets: dict[str, int] = {}
-        if required and client is not None:
+        instance_id = source.instance_id(name)
+        if client is not None and instance_id is not None:
             budgets[f"{source.prefix} for {client}"] = CLIENTS_FETCHES_PER_MINUTE
-        if required and not known:
-            budgets[f"{source.prefix} for strangers"] = STRANGERS_FETCHES_PER_MINUTE
-        return budgets | {f"{source.prefix} in all": FETCHES_PER_MINUTE}
+            if not self._store.by_alias(RecordKind.INSTANCE, instance_id):
+                budgets[f"{source.prefix} for strangers"] = STRANGERS_FETCHES_PER_MINUTE
+        for counter, limit in (budgets | {f"{source.prefix} in all": FETCHES_PER_MINUTE}).items():
+            if self._store.hit(counter, MINUTE_MS, now) > limit:
+                raise Unavailable("too many endorsements were fetched in this minute", found=counter)
 
-    def _fetch(self, name: str, source: Source, now: int, budgets: Mapping[str, int]) -> bytes | None:
+    def _fetch(self, name: str, source: Source, now: int, client: str | None) -> bytes | None:
         """What the source has under `name`, genuine and stored; None where it has nothing. Raises Unavailable."""
         with self._lock:
             flight = self._flights.get(name)
@@ -140,7 +143,7 @@ class EndorsementService:
             if flight is None:
                 flight = self._flights[name] = Flight()
         if first:
-            self._start(name, source, now, budgets, flight)
+            self._start(name, source, now, client, flight)
         try:
             return flight.result(WAIT_S)
         except TimeoutError:
@@ -149,11 +152,9 @@ class EndorsementService:
                 self._pause(source.prefix)
             raise Unavailable("an endorsement did not come in time", found=name) from None
 
-    def _start(self, name: str, source: Source, now: int, budgets: Mapping[str, int], flight: Flight) -> None:
+    def _start(self, name: str, source: Source, now: int, client: str | None, flight: Flight) -> None:
         try:
-            for counter, limit in budgets.items():
-                if self._store.hit(counter, MINUTE_MS, now) > limit:
-                    raise Unavailable("too many endorsements were fetched in this minute", found=counter)
+            self._spend(name, source, now, client)
             if not self._free.acquire(blocking=False):
                 raise Unavailable("too many endorsements are being fetched")
         except Exception as error:  # noqa: BLE001  raised again by whoever waits for it

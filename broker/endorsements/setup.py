@@ -12,7 +12,7 @@ from broker.endorsements.kds import Kds
 from broker.endorsements.service import EndorsementService
 from broker.endorsements.source import Source
 from broker.store.protocols import Store
-from broker.verifiers.snp_endorsements import PREFIX, check_endorsement
+from broker.verifiers.snp_endorsements import PREFIX, check_endorsement, instance_id
 from broker.verifiers.snp_roots import built_in
 
 
@@ -23,7 +23,8 @@ def amd_trusted(config: Config) -> Trusted:
 
 def amd_source(trusted: Trusted, kds_url: str) -> Source:
     """AMD: its KDS at `kds_url`, nowhere with ""."""
-    return Source(PREFIX, partial(check_endorsement, trusted=trusted), Kds(kds_url).fetch if kds_url else None)
+    fetch = Kds(kds_url).fetch if kds_url else None
+    return Source(PREFIX, partial(check_endorsement, trusted=trusted), instance_id, fetch)
 
 
 def endorsement_service(config: Config, store: Store) -> EndorsementService:

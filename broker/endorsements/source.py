@@ -24,11 +24,13 @@ class Source:
 
     `check(name, data, at=at)` raises EndorsementError unless `data` is genuine at that time and is what `name` says,
     and ProtocolError for what is no name. `fetch(name)` answers the bytes, or None where there is no such thing, and
-    raises FetchFailed; it may take some seconds. Where `fetch` is None nothing may be fetched.
+    raises FetchFailed; it may take some seconds. Where `fetch` is None nothing may be fetched. `instance_id(name)` is
+    the id under which an owner would have enrolled the machine that the thing is about, None where it is about many.
     """
 
     prefix: str
     check: Check
+    instance_id: Callable[[str], str | None]
     fetch: Callable[[str], bytes | None] | None = None
 
 

@@ -109,6 +109,12 @@ def check_endorsement(name: str, data: bytes, trusted: Trusted, at: datetime) ->
     return Genuine(vek.certificate.public_bytes(Encoding.DER))
 
 
+def instance_id(name: str) -> str | None:
+    """Under what id an owner would have enrolled the machine that `name` is about; None where it is about none."""
+    said = read_name(name)
+    return f"snp-chip:{said.hw_id.hex()}" if isinstance(said, Vcek) else None
+
+
 def name_of(data: bytes, trusted: Trusted) -> str:
     """The name that a VCEK's certificate or a revocation list (DER or PEM) has by its own content.
 
