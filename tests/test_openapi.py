@@ -47,6 +47,7 @@ def test_every_route_has_its_entry() -> None:
         Access.GUEST: [],
         Access.SESSION: [["session"]],
         Access.SESSION_OR_BEARER: [["session"], ["token"]],
+        Access.HOST: [],
         Access.OWNER: [["owner"]],
     }
     described = operations()

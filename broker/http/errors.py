@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How errors look outside.
 
-To guests (`/kbs/`): the protocol's JSON with `type` and `detail`. Only what is malformed in their own message is named;
-of a refusal they learn the decision's id and nothing else. No such key, no such rule, no such owner and the wrong
-measurement are one answer. Status 401 or, for what must not be retried, 403; 404 for what is no call of the protocol.
+To guests (`/kbs/`), and to hosts that launch guests (`/roomkey/`): the protocol's JSON with `type` and `detail`. Only
+what is malformed in their own message is named; of a refusal they learn the decision's id and nothing else. No such
+key, no such rule, no such owner and the wrong measurement are one answer. Status 401 or, for what must not be retried,
+403; 404 for what is no call of the protocol.
 
     type                  when
-    AttestationError      /auth and /attest
+    AttestationError      /auth, /attest and launches
     TokenNotFound         a key is asked for without attested session and without token
     TokenVerifierError    the token is not one of ours, or no longer good
     PolicyDeny            denied
@@ -31,7 +32,8 @@ from broker.http.edge import JSON
 from keys.errors import FreshnessError, ProtocolError, ReleaseDenied, RoomkeyError, Unauthorized, Unavailable
 from keys.strictjson import compact
 
-KBS_PREFIX = "/kbs/"
+GUESTS = ("/kbs/", "/roomkey/")  # the paths whose callers are told nothing
+LAUNCHES = "/roomkey/v1/sev/"
 KBS_ERRORS = "https://github.com/confidential-containers/kbs/errors/"
 RESOURCES = "/kbs/v0/resource"
 RETRY_AFTER_S = "1"
@@ -47,7 +49,7 @@ _log = logging.getLogger("roomkey.http")
 
 def early(path: str, status: int, words: str) -> bytes:
     """The body of an error that is answered before the application sees the request."""
-    if path.startswith(KBS_PREFIX):
+    if path.startswith(GUESTS):
         return _kbs_body(_kind(path), words)
     return _owner_body(_HTTP_CODES[status], words)
 
@@ -74,12 +76,13 @@ def _guest(error: RoomkeyError) -> Response:
     decision = "" if error.decision is None else f" (decision {error.decision})"
     if isinstance(error, Unavailable):
         return _kbs(error.http_status, _kind(request.path), "the broker cannot answer now, try again later")
-    if request.path in _ATTESTATION_CALLS:
-        if isinstance(error, ProtocolError) and error.decision is None:
-            return _kbs(401, "AttestationError", f"Attestation error: {_malformed(error)}")
-        return _kbs(401, "AttestationError", _ATTESTATION_CALLS[request.path] + decision)
     if isinstance(error, ReleaseDenied):
         return _kbs(403, "PolicyDeny", f"Access denied by policy{decision}")
+    words = _attestation_words(request.path)
+    if words is not None:
+        if isinstance(error, ProtocolError) and error.decision is None:
+            return _kbs(401, "AttestationError", f"Attestation error: {_malformed(error)}")
+        return _kbs(401, "AttestationError", words + decision)
     if isinstance(error, FreshnessError):
         return _kbs(401, "TokenNotFound", "Attestation Token not found")
     if isinstance(error, Unauthorized):
@@ -115,11 +118,16 @@ def _unexpected(error: Exception) -> Response:
 
 
 def _is_guest() -> bool:
-    return request.path.startswith(KBS_PREFIX)
+    return request.path.startswith(GUESTS)
+
+
+def _attestation_words(path: str) -> str | None:
+    """What a refusal is called where something is attested; None elsewhere."""
+    return "Launch refused" if path.startswith(LAUNCHES) else _ATTESTATION_CALLS.get(path)
 
 
 def _kind(path: str) -> str:
-    return "AttestationError" if path in _ATTESTATION_CALLS else "PluginInternalError"
+    return "PluginInternalError" if _attestation_words(path) is None else "AttestationError"
 
 
 def _malformed(error: ProtocolError) -> str:

@@ -43,6 +43,7 @@ SECURITY: dict[Access, list[dict[str, list[str]]]] = {
     Access.GUEST: [],
     Access.SESSION: [{"session": []}],
     Access.SESSION_OR_BEARER: [{"session": []}, {"token": []}],
+    Access.HOST: [],
     Access.OWNER: [{"owner": []}],
 }
 
@@ -55,6 +56,7 @@ _ERRORS_OF_OWNERS = {
     "413": "Too long",
     "503": "Try again later",
 }
+_TAGS = {"kbs": "guests", "roomkey": "hosts", "v1": "owners"}
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
 
@@ -74,7 +76,7 @@ def document() -> dict[str, Any]:
             "version": API_VERSION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": "Keys for guests that prove what they booted. Guests: KBS attestation protocol 0.4.0 under "
-            "/kbs/v0. Owners: /v1.",
+            "/kbs/v0. Hosts of guests that cannot attest at run time: /roomkey/v1. Owners: /v1.",
         },
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": SCHEMES},
@@ -85,7 +87,7 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
-        "tags": [route.path.split("/")[1].replace("kbs", "guests").replace("v1", "owners")],
+        "tags": [_TAGS.get(root := route.path.split("/")[1], root)],
         "security": SECURITY[route.access],
         "responses": _responses(route),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from broker.http import guest, kbs_types, ops, owner_decisions, owner_keys, owner_records, types
+from broker.http import guest, kbs_types, ops, owner_decisions, owner_keys, owner_records, sev, sev_types, types
 
 
 class Access(StrEnum):
@@ -24,6 +24,7 @@ class Access(StrEnum):
     GUEST = "guest"  # anybody; only asks for a challenge
     SESSION = "session"  # whoever holds the challenge, by its cookie
     SESSION_OR_BEARER = "session or bearer"  # an attested guest, by cookie or token
+    HOST = "host"  # anybody; what comes back is worth something to a genuine processor only
     OWNER = "owner"  # an owner's signed request
 
 
@@ -75,6 +76,11 @@ ROUTES: tuple[Route, ...] = (
           guest.attest, kbs_types.AttestRequest, kbs_types.Token),
     Route("GET", "/kbs/v0/resource/{owner}/{type}/{tag}", Access.SESSION_OR_BEARER, "resource", "Get a key, wrapped",
           guest.resource, None, kbs_types.Jwe),
+    Route("POST", "/roomkey/v1/sev/launches", Access.HOST, "start_sev_launch", "Begin the launch of a SEV guest",
+          sev.start_sev_launch, sev_types.SevLaunchRequest, sev_types.SevLaunch, 201),
+    Route("POST", "/roomkey/v1/sev/launches/{launch}/measurement", Access.HOST, "finish_sev_launch",
+          "Show what was launched, get the secret for it", sev.finish_sev_launch, sev_types.SevMeasurement,
+          sev_types.SevPacket),
     Route("GET", "/healthz", Access.PUBLIC, "healthz", "Is the process alive?", ops.healthz),
     Route("GET", "/readyz", Access.PUBLIC, "readyz", "Can decisions be made and recorded?",
           ops.readyz, None, types.Ready),

@@ -82,12 +82,12 @@ def slot(body: bytes, usage: int = INV, signer: Key | rsa.RSAPrivateKey | None =
 
 
 class FakeSev:
-    """AMD for one generation. Naples's keys have 2048 bits, all later ones 4096."""
+    """AMD, or another `maker`, for one generation. Naples's keys have 2048 bits, all later ones 4096."""
 
-    def __init__(self, generation: Generation = Generation.NAPLES) -> None:
+    def __init__(self, generation: Generation = Generation.NAPLES, maker: str = "AMD") -> None:
         self.generation = generation
         bits = 2048 if generation is Generation.NAPLES else 4096
-        self.ark_key, self.ask_key = rsa_key(bits, "ark"), rsa_key(bits, "ask")
+        self.ark_key, self.ask_key = rsa_key(bits, f"{maker} ARK"), rsa_key(bits, f"{maker} ASK")
         self.ark_id, self.ask_id = b"A" * 16, b"B" * 16
         self.ark = ca_certificate(self.ark_key, ARK, self.ark_id, self.ark_id, self.ark_key)
         self.ask = ca_certificate(self.ask_key, ASK, self.ask_id, self.ark_id, self.ark_key)
