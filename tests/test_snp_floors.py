@@ -184,6 +184,7 @@ def test_what_was_found() -> None:
     }
     assert judged(ALL, {"signing_key": "vlek", "csp_id": CSP, "policy_debug_allowed": True})[1][CSPS].found == CSP
     assert judged(ALL, {"policy_debug_allowed": True})[1][DEBUG].found == "on"
+    assert judged(NOTHING, {"policy": ...})[1][POLICY].found == "nothing"
     trace = Trace()
     check_floors({}, {}, ALL, trace)
     nothing = {
@@ -210,6 +211,10 @@ def test_what_was_expected() -> None:
         ID: f"{'00' * 47}01 or {ID_KEY}", AUTHOR: AUTHOR_KEY, SVN: "at least 7", HOST: HOST_DATA,
     }  # fmt: skip
     assert judged(Floors())[1][VMPL].expected == "VMPL 0"
+    unknown = judged(ALL, {"current_version": ...})[1][ROLLBACK].expected
+    assert unknown == "COMMITTED as CURRENT: bootloader=10 tee=1 snp=25 microcode=84, nothing"
+    mends = [judged(only(chip_ids=(OTHER_CHIP,)), {"chip_id": chip})[1][CHIPS].mend for chip in (CHIP, None)]
+    assert [mend.partition("or add ")[2] for mend in mends] == [f"{CHIP} to chip_ids", "its chip to chip_ids"]
 
 
 USED = sorted({

@@ -14,6 +14,7 @@ lie depends on the processor, so a report of an unknown one cannot be built.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -226,6 +227,7 @@ def _octets(value: object, name: str, sizes: range) -> bytes:
     """A list of numbers 0 to 255 as bytes. `sizes`: how many there may be."""
     if not isinstance(value, list) or len(value) not in sizes:
         raise ProtocolError(f"{name} must be a list of bytes", expected=f"{sizes[0]} to {sizes[-1]} numbers")
-    if any(type(item) is not int or not 0 <= item <= 0xFF for item in value):
-        raise ProtocolError(f"{name} must hold bytes", expected="numbers 0 to 255")
-    return bytes(value)
+    if set(map(type, value)) <= {int}:  # true and false are no numbers here
+        with suppress(ValueError):
+            return bytes(value)
+    raise ProtocolError(f"{name} must hold bytes", expected="numbers 0 to 255")
