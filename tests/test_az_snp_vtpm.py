@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.appraisal.appraise import appraise
+from broker.appraisal.images import parse_image
+from broker.appraisal.rules import read_rule
 from broker.claims import Binding, Claims, EndorsementRequest, Endorsements
 from broker.trace import Trace, Verdict
 from broker.verifiers.az_snp_vtpm import AzSnpVtpmVerifier
@@ -31,6 +34,7 @@ from broker.verifiers.snp_floors import NOTHING, Floors
 from broker.verifiers.snp_report import Line
 from broker.verifiers.snp_roots import built_in
 from keys.errors import EndorsementError, ProtocolError, RoomkeyError, VerificationError
+from keys.messages import ResourcePath
 from keys.tee import Tee
 from tests.fakes import tpm_forge as forge
 from tests.fakes.amd import AT, CSP_ID, HW_ID, MEASUREMENT, TCBS, Chip, FakeAmd
@@ -59,8 +63,8 @@ def vm() -> AzGuest:
     return AzGuest(chip())
 
 
-def trusting(floors: Floors | None = None, **found: bytes) -> Endorsements:
-    return Endorsements(trusted=amd().trusted(floors), found=found)
+def trusting(floors: Floors | None = None, found: Mapping[str, bytes] | None = None) -> Endorsements:
+    return Endorsements(trusted=amd().trusted(floors), found=found or {})
 
 
 def verify(
@@ -161,13 +165,50 @@ def test_two_vms_of_one_chip() -> None:
     assert other.ak_id != vm().ak_id
 
 
+PATH = ResourcePath.parse("acme/disk/web-root")
+IMAGE = """
+platform = "az-snp-vtpm"
+[snp]
+{pin}
+[tpm]
+bank = "sha256"
+[tpm.pcrs]
+4 = "{pcr4}"
+"""
+
+
+def allowed(claims: Claims, *instances: str, enrolled: AzGuest) -> bool:
+    """Whether a rule with these instances ("web-1" is the enrolled VM) and a pinned paravisor lets the guest in."""
+    image = parse_image(IMAGE.format(pin=f'id_key_digest = "{ID_KEY_DIGEST.hex()}"', pcr4=vm().pcrs[4].hex()))
+    rule = read_rule({"images": ["web@1"], "platforms": ["az-snp-vtpm"], "instances": list(instances)})
+    known = {"web-1": (enrolled.ak_id,)}
+    return appraise(claims, rule, PATH, images={"web@1": image}, instances=known, trace=Trace()).allowed
+
+
 def test_a_paravisor_of_ones_own_shows_in_the_measurement_alone() -> None:
-    """Code of an attacker at VMPL 0 passes with any PCRs: only a pinned measurement or ID key tells it apart."""
+    """Code of an attacker at VMPL 0 passes with any PCRs and configuration: only a pinned paravisor tells it apart."""
     rogue = AzGuest(chip(), ak=forge.rsa_key(3072), measurement=b"\x66" * 48, id_key_digest=bytes(48))
     rogue.pcrs = vm().pcrs
     claims, genuine = verify(rogue.evidence(DATA)), verify(vm().evidence(DATA))
     differs = {name for name, value in claims.measurements.items() if value != genuine.measurements[name]}
     assert differs == {"measurement", "id_key_digest"}
+    assert allowed(genuine, "any", enrolled=vm())
+    assert not allowed(claims, "any", enrolled=vm())
+    assert not allowed(claims, "web-1", enrolled=rogue)
+    with pytest.raises(ProtocolError, match="does not say what boots"):
+        parse_image(IMAGE.format(pin="", pcr4=vm().pcrs[4].hex()))
+
+
+def test_leaked_seeds() -> None:
+    """Where reports can be forged, a made-up AK is no name that a rule knows, and an enrolled AK cannot sign for it."""
+    named = trusting(Floors(named_only=("Genoa",)))
+    assert allowed(verify(vm().evidence(DATA), named), "web-1", enrolled=vm())
+    assert not allowed(verify(vm().evidence(DATA), named), "any", enrolled=vm())
+    forger = AzGuest(chip(), ak=forge.rsa_key(3072))  # with the seed it says what it likes: here, all that is pinned
+    assert not allowed(verify(forger.evidence(DATA), named), "web-1", "any-other", enrolled=vm())
+    attest = forger.quote(DATA).attest()
+    stolen = replace(with_hcl(vm().hcl(vm().runtime())), quote=AzQuote(attest, sign(forger.ak, attest), {}))
+    refused(stolen, "quote is signed by the attestation key", named)
 
 
 # --- endorsements ---------------------------------------------------------------------------------------------------
@@ -196,7 +237,7 @@ def test_needs_of_what_cannot_be_judged() -> None:
 def test_vcek_from_elsewhere() -> None:
     """Evidence without a VCEK is verified with the one that was looked up, and refused without any."""
     evidence = without_none(vm().evidence(DATA) | {"vcek": None})
-    assert verify(evidence, trusting(**{VCEK_NAME: chip().vek})).trust == "vcek"
+    assert verify(evidence, trusting(found={VCEK_NAME: chip().vek})).trust == "vcek"
     refused(evidence, "no VCEK certificate", error=EndorsementError)
 
 
@@ -499,8 +540,13 @@ def test_a_changed_byte_of_the_quote(part: str, place: int, mask: int) -> None:
     evidence = decode_evidence(vm().evidence(DATA))
     raw = bytearray(getattr(evidence.quote, part))
     raw[place % len(raw)] ^= mask
+    quote = (
+        replace(evidence.quote, attest=bytes(raw))
+        if part == "attest"
+        else replace(evidence.quote, signature=bytes(raw))
+    )
     with pytest.raises(VerificationError):
-        verify(replace(evidence, quote=replace(evidence.quote, **{part: bytes(raw)})))
+        verify(replace(evidence, quote=quote))
 
 
 @given(place=st.integers(0, 2599), mask=st.integers(1, 255))

@@ -55,9 +55,9 @@ def runtime_refused(data: bytes, message: str) -> None:
 
 def test_parts() -> None:
     """The parts come out as they went in, in both header versions and from an NV area with or without padding."""
-    for options in ({}, {"version": 1}, {"tail": b""}, {"tail": bytes(4)}):
-        parsed = parse_hcl(hcl_report(snp(), RUNTIME, **options))
-        assert parsed == HclReport(options.get("version", 2), Hardware.SNP, snp(), 1, RUNTIME)
+    for version, tail in ((2, None), (1, None), (2, b""), (2, bytes(4))):
+        parsed = parse_hcl(hcl_report(snp(), RUNTIME, version=version, tail=tail))
+        assert parsed == HclReport(version, Hardware.SNP, snp(), 1, RUNTIME)
         assert parsed.report_data == parsed.expected_report_data == digest(RUNTIME)
         check_binding(parsed)
 

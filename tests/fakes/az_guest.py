@@ -43,7 +43,7 @@ class AzGuest:
 
     def __init__(self, chip: Chip, *, ak: rsa.RSAPrivateKey | None = None, boot: Boot | None = None, **fields: Any):
         self.chip, self.ak = chip, ak or forge.rsa_key()
-        self.fields = {"policy": POLICY, "guest_svn": 0x10009, "id_key_digest": ID_KEY_DIGEST} | fields
+        self.fields: dict[str, Any] = {"policy": POLICY, "guest_svn": 0x10009, "id_key_digest": ID_KEY_DIGEST} | fields
         self.pcrs = [bytes(32)] * 17 + [b"\xff" * 32] * 6 + [bytes(32)]
         for event in (boot or Boot()).events():
             self.extend(event.pcr, event.digest("sha256"))
