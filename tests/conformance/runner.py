@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TextIO
 
 from keys.errors import RoomkeyError
 from keys.tee import Tee
-from tests.conformance import kinds, kinds_sev, kinds_snp
+from tests.conformance import kinds, kinds_azure, kinds_sev, kinds_snp
 from tests.conformance.kinds import ClaimDiffersError, DisagreementError, Kind
 from tests.conformance.manifest import BadEntryError, Case, Folder, Section
 
 # Each has KINDS, and may have SECTIONS (manifests' members that are no lists of entries) and UNNAMED (the kind of
 # entries that name none, by the files that they have).
-MODULES: tuple[ModuleType, ...] = (kinds, kinds_snp, kinds_sev)
+MODULES: tuple[ModuleType, ...] = (kinds, kinds_snp, kinds_sev, kinds_azure)
 SECTIONS: Mapping[str, Section] = {
     name: section for module in MODULES for name, section in getattr(module, "SECTIONS", {}).items()
 }
