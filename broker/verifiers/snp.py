@@ -164,7 +164,7 @@ def verify_report(
     _check_signature(report, vek, trace)  # (8)
     trace.require(
         Stage.ROOT_OF_TRUST,
-        "REPORT_DATA is the digest of this challenge and the guest's key",
+        "REPORT_DATA is exactly what the evidence must be bound to",
         hmac.compare_digest(report.report_data, report_data),
         expected=report_data,
         found=report.report_data,
