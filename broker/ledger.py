@@ -2,7 +2,7 @@
 """The lines that the broker writes about its decisions and that owners read.
 
     kind       verdict             subject                            written by
-    attest     genuine, refused    instance id, "" where none          broker.attestation
+    attest     genuine, refused    instance id, "" where none          broker.attestation, broker.sev_launches
     release    released, denied    instance id                         broker.release
     readmit    readmitted          instance id                         `readmit`, at an owner's word
     change     created, ...        what was changed                    the owner interface
