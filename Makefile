@@ -4,11 +4,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PY := .venv/bin/python3
 VECTORS ?= ../shared/vectors
-CODE := agent broker keys tests demo bench
+CODE := agent broker keys tests demo bench fuzz
 # Every branch of these rooms must be covered: they decide what is genuine, what is wanted, and what is released.
 COVERED := keys/*,broker/verifiers/*,broker/appraisal/*,broker/release.py,broker/attestation.py,broker/session.py
 
-.PHONY: help setup demo test test-slow lint fmt conformance cover bench lock clean
+.PHONY: help setup demo test test-slow lint fmt conformance cover bench fuzz lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ fmt: setup ## let ruff format
 
 bench: setup ## flows per second, latency, CPU, the agent's time to the key
 	@$(PY) -m bench
+
+fuzz: setup ## every parser of outside bytes under atheris: FUZZ_SECONDS=60 in all
+	@$(PY) -m fuzz --seconds "$(or $(FUZZ_SECONDS),60)"
 
 lock: setup ## pin all dependencies anew, with hashes
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is fuzzed: one target a parser, each with valid inputs to start from.
+
+A reader takes bytes and returns, or raises a RoomkeyError; anything else is a finding. Files of the recorded evidence
+are read where they lie; forms that exist as JSON only are made of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from broker.appraisal.images import parse_image
+from broker.claims import Binding, Endorsements
+from broker.endorsements.bundle import read_bundle
+from broker.trace import Trace
+from broker.verifiers import hcl
+from broker.verifiers.az_snp_vtpm import AzSnpVtpmVerifier
+from broker.verifiers.sev_certificates import Usage, parse_ca, parse_certificate, verify_ark
+from broker.verifiers.sev_launch import parse_measurement
+from broker.verifiers.snp import SnpVerifier
+from broker.verifiers.snp_cert_table import CertificateKind, entries, parse_cert_table
+from broker.verifiers.snp_certificates import read_vek, verify_chain
+from broker.verifiers.snp_crl import check_current, read_crl
+from broker.verifiers.snp_endorsements import name_of, read_name
+from broker.verifiers.snp_evidence import SnpEvidence
+from broker.verifiers.snp_id_key import key_digest, read_key
+from broker.verifiers.snp_roots import built_in
+from keys import b64, strictjson
+from keys.errors import RoomkeyError
+from tests.fakes.amd import kbs_json, raw_evidence, tsm_evidence
+from tests.vectors import VECTORS
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+MAX_JSON_BYTES = 256 * 1024
+
+SNP, SEV, AZURE = VECTORS / "snp", VECTORS / "sev", VECTORS / "azure"
+SIGNERS = {
+    Usage.CEK: {Usage.ASK},
+    Usage.OCA: {Usage.OCA},
+    Usage.PEK: {Usage.OCA, Usage.CEK},
+    Usage.PDH: {Usage.PEK},
+}
+IMAGES = {
+    "snp": f"""[snp]
+measurement = "{"ab" * 48}"
+host_data = ["{"cd" * 32}"]
+[snp.floors]
+min_guest_svn = 2
+min_reported_tcb = ["Genoa snp=25 microcode=84"]
+""",
+    "sev": f"""[sev]
+launch_digest = "{"cd" * 32}"
+es = true
+min_api = "1.49"
+min_build = 6
+""",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """`read` takes one input. `files` are seeds in place, `made` are further ones."""
+
+    read: Callable[[bytes], object]
+    files: tuple[Path, ...] = ()
+    made: Callable[[], Iterable[bytes]] = tuple
+    max_bytes: int = 16 * 1024
+
+    def seeds(self) -> list[bytes]:
+        return [*(path.read_bytes() for path in self.files), *self.made()]
+
+
+def _found(folder: Path, *patterns: str) -> tuple[Path, ...]:
+    return tuple(sorted(path for pattern in patterns for path in folder.glob(pattern)))
+
+
+def _reports() -> list[bytes]:
+    return [data for path in _found(SNP, "reports/*.bin") if len(data := path.read_bytes()) == 1184]
+
+
+def _veks() -> dict[CertificateKind, list[bytes]]:
+    return {
+        kind: [path.read_bytes() for path in _found(SNP, f"veks/*.{kind}.der")]
+        for kind in (CertificateKind.VCEK, CertificateKind.VLEK)
+    }
+
+
+def _json(data: bytes) -> object:
+    return strictjson.loads(data, name="it", max_bytes=MAX_JSON_BYTES)
+
+
+# --- readers --------------------------------------------------------------------------------------------------------
+
+
+def _report(data: bytes) -> None:
+    """The whole verifier, under each recorded certificate that names the report's chip, or else under any."""
+    chip, verifier = data[0x1A0:0x1E0], SnpVerifier()
+    for kind, certificates in _VEKS.items():
+        matching = [one for one in certificates if chip[:8] in one] or certificates[:1]
+        for certificate in matching[:1]:
+            evidence = SnpEvidence(data, {kind: certificate})
+            verifier.needs(evidence)
+            try:
+                verifier.verify(
+                    evidence, Endorsements(trusted=built_in()), Binding(data[0x50:0x90].ljust(64, b"\0")), AT, Trace()
+                )
+            except RoomkeyError:
+                continue
+
+
+def _snp_evidence(data: bytes) -> None:
+    verifier = SnpVerifier()
+    evidence = verifier.decode(_json(data))
+    verifier.needs(evidence)
+    verifier.verify(evidence, Endorsements(trusted=built_in()), Binding(bytes(48), bytes(32)), AT, Trace())
+
+
+def _azure_evidence(data: bytes) -> None:
+    verifier = AzSnpVtpmVerifier()
+    evidence = verifier.decode(_json(data))
+    verifier.needs(evidence)
+    verifier.verify(evidence, Endorsements(trusted=built_in()), Binding(bytes(48), bytes(32)), AT, Trace())
+
+
+def _table(data: bytes) -> None:
+    assert len(parse_cert_table(data)) <= len(entries(data))
+
+
+def _vek(data: bytes) -> None:
+    trusted = built_in()
+    verify_chain(read_vek(data), trusted.certificates, trusted.roots, AT)
+
+
+def _crl(data: bytes) -> None:
+    for ark in built_in().roots:
+        try:
+            check_current(read_crl(data, ark), AT)
+        except RoomkeyError:
+            continue
+
+
+def _hcl(data: bytes) -> None:
+    report = hcl.parse_hcl(data)
+    hcl.read_runtime_data(report.runtime_data)
+    hcl.check_binding(report)
+
+
+def _sev_certificate(data: bytes) -> None:
+    for usage, signers in SIGNERS.items():
+        try:
+            parse_certificate(data, usage, signers=signers)
+        except RoomkeyError:
+            continue
+
+
+def _text(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: read(data.decode("utf-8", "replace"))
+
+
+_VEKS = _veks()
+
+
+# --- seeds of forms that exist as JSON or text ----------------------------------------------------------------------
+
+
+def _evidence_forms() -> Iterable[bytes]:
+    certificates = {str(kind): found[0] for kind, found in _VEKS.items() if found}
+    for report in _reports():
+        for make in (raw_evidence, tsm_evidence, kbs_json):
+            yield json.dumps(make(report, certificates)).encode()
+
+
+def _azure_forms() -> Iterable[bytes]:
+    quotes = [json.loads(path.read_bytes()) for path in _found(AZURE, "*quote*.json")]
+    for report in _found(AZURE, "hcl-*.bin"):
+        for quote in quotes:
+            form = {
+                "version": 2,
+                "tpm_quote": quote,
+                "hcl_report": base64.urlsafe_b64encode(report.read_bytes()).decode(),
+            }
+            yield json.dumps(form).encode()
+            old = {name: list(bytes.fromhex(quote[name])) for name in ("signature", "message")}
+            old["pcrs"] = [list(bytes.fromhex(value)) for value in quote["pcrs"]]  # type: ignore[misc]
+            yield json.dumps({"quote": old, "report": list(report.read_bytes())}).encode()
+
+
+def _names() -> Iterable[bytes]:
+    for certificate in _VEKS.get(CertificateKind.VCEK, ()):
+        yield name_of(certificate, built_in()).encode()
+
+
+def _bundles() -> Iterable[bytes]:
+    made = [{"name": name_of(one, built_in()), "data": b64.std(one)} for one in _VEKS.get(CertificateKind.VCEK, ())[:2]]
+    yield strictjson.compact({"roomkey-endorsements": 1, "endorsements": made})
+
+
+def _images() -> Iterable[bytes]:
+    for platform, text in IMAGES.items():
+        yield f'platform = "{platform}"\n{text}'.encode()
+
+
+def _keys() -> Iterable[bytes]:
+    for one in json.loads((SNP / "manifest.json").read_bytes())["id_key_digests"]:
+        yield bytes.fromhex(one["spki_der_hex"])
+
+
+TARGETS: dict[str, Target] = {
+    "snp-report": Target(_report, made=_reports, max_bytes=2048),
+    "snp-evidence": Target(_snp_evidence, made=_evidence_forms, max_bytes=64 * 1024),
+    "snp-cert-table": Target(_table, _found(SNP, "cert_tables/*")),
+    "snp-vek": Target(_vek, _found(SNP, "veks/*")),
+    "snp-crl": Target(_crl, _found(SNP, "crl/*")),
+    "snp-endorsement-name": Target(_text(read_name), made=_names, max_bytes=512),
+    "snp-id-key": Target(lambda data: key_digest(read_key(data)), made=_keys, max_bytes=512),
+    "endorsement-bundle": Target(read_bundle, made=_bundles),
+    "hcl-report": Target(_hcl, (*_found(AZURE, "hcl-*.bin"), *_found(SNP, "evidence/*"))),
+    "azure-evidence": Target(_azure_evidence, made=_azure_forms, max_bytes=64 * 1024),
+    "sev-certificate": Target(_sev_certificate, _found(SEV, "*/[pco]*.cert"), max_bytes=4096),
+    "sev-ca-certificate": Target(lambda data: verify_ark(parse_ca(data)), _found(SEV, "*/a?k.cert"), max_bytes=4096),
+    "sev-measurement": Target(
+        lambda data: parse_measurement(data, api=(1, 55), build=1), made=lambda: (bytes(48),), max_bytes=128
+    ),
+    "image": Target(_text(parse_image), made=_images, max_bytes=4096),
+}
