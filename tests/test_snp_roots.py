@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from broker.verifiers import snp_roots
 from broker.verifiers.snp_certificates import verify_intermediate
 from broker.verifiers.snp_report import Line, SigningKey
 from broker.verifiers.snp_roots import ARK_SPKI_SHA256, built_in, check_ark
@@ -114,6 +115,13 @@ def test_ark_that_is_damaged() -> None:
         check_ark(x509.load_der_x509_certificate(bytes(der)))
     with pytest.raises(EndorsementError, match="not an ARK"):
         check_ark(built_in().certificates[0])
+
+
+def test_files_that_were_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are held against the pins too: an installation with another root in AMD's place trusts nothing."""
+    monkeypatch.setattr(snp_roots, "_load", lambda _line, _kind: FakeAmd().ark)
+    with pytest.raises(EndorsementError, match="not AMD's"):
+        built_in.__wrapped__()
 
 
 def test_files_belong_to_the_package() -> None:
