@@ -97,7 +97,11 @@ def test_without_an_anchor_nothing_can_be_judged(file: Path) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ("snp", "FILE", "--expect", "ak_name=00"),
+        ("tdx", "FILE", "--expect", "ak_name=00"),
+        ("snp", "FILE", "--trust-root", "FILE"),
+        ("snp", "FILE", "--endorsement", "FILE"),
+        ("snp", "FILE", "--floors", "missing.toml"),
+        ("snp", "FILE", "--floors", "FILE"),
         ("tpm", "missing.json", "--expect", "ak_name=00"),
         ("tpm", "FILE", "--at", "yesterday", "--expect", "ak_name=00"),
         ("tpm", "FILE", "--expect", "ak_name"),

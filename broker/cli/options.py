@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from broker import tomltext
 from broker.owner_client import OwnerClient
 from broker.owner_identity import Identity, default_path, load
+from broker.verifiers.snp_floors import Floors, parse_floors
 from keys.errors import ConfigError, ProtocolError
 from keys.messages import ResourcePath
 
@@ -39,6 +41,22 @@ identity_file = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
     help="Your identity file. [env var: ROOMKEY_IDENTITY; default: ~/.config/roomkey/identity.toml]",
+)
+endorsement_files = click.option(
+    "--endorsement",
+    "endorsements",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="What vouches for it, and is not in it: a certificate (PEM, DER), a TPMT_PUBLIC, a revocation list. "
+    "[repeatable]",
+)
+floors_file = click.option(
+    "--floors",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Floors for SEV-SNP (TOML, as in the broker's [snp]), on top of the strict default.",
 )
 why = click.option("--why", default="", help="The reason, for the record.")
 confirmed = click.option("--yes", is_flag=True, help="Do it without asking.")
@@ -99,6 +117,18 @@ def read_text(path: Path) -> str:
         return read_input(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
+
+
+def read_floors(path: Path | None) -> Floors | None:
+    """The strict floors with the settings of a TOML file in their place, None without one. Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        return parse_floors(tomltext.loads(read_text(path), name=str(path)), Floors())
+    except ProtocolError as error:
+        raise ConfigError(
+            f"{path}: {error.message}", expected=error.expected, found=error.found, mend=error.mend
+        ) from None
 
 
 def confirm_by_typing(word: str, *, act: str) -> None:

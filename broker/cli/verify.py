@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from broker.claims import Claims
-from broker.cli.options import json_flag, read_input, verbose_flag
+from broker.cli.options import endorsement_files, floors_file, json_flag, read_floors, read_input, verbose_flag
 from broker.terminal import fields, print_json, show_error, trace, verdict
 from broker.trace import Verdict
 from broker.verifiers.offline import MAX_FILE_BYTES, judge
@@ -49,22 +49,16 @@ class Expectation(click.ParamType[tuple[str, str]]):
 @click.command()
 @click.argument("tee")
 @click.argument("evidence", type=_file)
-@click.option(
-    "--endorsement",
-    "endorsements",
-    type=_file,
-    multiple=True,
-    metavar="FILE",
-    help="A certificate (PEM, DER) or TPMT_PUBLIC that vouches for it. [repeatable]",
-)
+@endorsement_files
 @click.option(
     "--trust-root",
     "roots",
     type=_file,
     multiple=True,
     metavar="FILE",
-    help="A certificate that you trust. [repeatable]",
+    help="A certificate that you trust, for a TPM; AMD's are built in. [repeatable]",
 )
+@floors_file
 @click.option("--at", type=Time(), default=None, metavar="TIME", help="Judge as of this time. [default: now]")
 @click.option(
     "--expect",
@@ -72,23 +66,28 @@ class Expectation(click.ParamType[tuple[str, str]]):
     type=Expectation(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="What a claim must be, like ak_name=HEX, sha256:4=HEX, secure_boot=true. [repeatable]",
+    help="What a claim must be, like ak_name=HEX, sha256:4=HEX, measurement=HEX. [repeatable]",
 )
 @verbose_flag
 @json_flag
 @click.pass_context
 def verify(
     ctx: click.Context, tee: str, evidence: Path, endorsements: tuple[Path, ...], roots: tuple[Path, ...],
-    at: datetime | None, expectations: tuple[tuple[str, str], ...], verbose: bool, as_json: bool,
+    floors: Path | None, at: datetime | None, expectations: tuple[tuple[str, str], ...], verbose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge the evidence file EVIDENCE (- for standard input) of the platform TEE, with the broker's own verifier.
+
+    TEE is tpm, snp (EVIDENCE may also be a bare report of 1184 bytes) or az-snp-vtpm. Of SEV-SNP the strict floors must
+    be met, or those of --floors; what your broker asks for stands in its config.
 
     Ends with status 0 if it is genuine and all that was expected, 1 if it is refused, 2 if it cannot be judged:
     then something is missing that only you can say, like whose attestation key it is.
 
     \b
-    Example:
+    Examples:
       roomkey verify tpm guest.json --expect ak_name=000b1f...
+      roomkey verify snp guest.json --endorsement vcek.der
+      roomkey verify snp report.bin --endorsement vcek.der --expect report_data=5f3a...
     """
     try:
         judgement = judge(
@@ -98,6 +97,7 @@ def verify(
             [read_input(file) for file in roots],
             at or datetime.now(UTC),
             dict(expectations),
+            floors=read_floors(floors),
         )
     except ConfigError as error:
         if as_json:
