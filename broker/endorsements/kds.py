@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import urllib3
@@ -45,8 +46,8 @@ class Kds:
         path = f"{self._parts.path.rstrip('/')}/{name.removeprefix(PREFIX)}"
         deadline = time.monotonic() + TOTAL_S
         try:
-            with self._pool() as pool:
-                response = pool.urlopen("GET", path, redirect=False, preload_content=False, decode_content=False)
+            request = self._pool().urlopen("GET", path, redirect=False, preload_content=False, decode_content=False)
+            with closing(request) as response:  # and its connection, which nobody needs again
                 body = _read(response, deadline) if response.status == 200 else b""
         except (HTTPError, OSError) as error:
             raise FetchFailed("AMD's KDS does not answer", found=type(error).__name__, whole=True) from None

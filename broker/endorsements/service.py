@@ -33,7 +33,7 @@ from broker.verifiers.endorsement import Genuine
 from keys.errors import EndorsementError, ProtocolError, Unavailable
 
 WAIT_S = 8.0  # seconds that one caller waits for one fetch
-FETCHERS = 4  # fetches under way in one process
+FETCHERS = 8  # fetches under way in one process
 MOST_FETCHED = 4096  # entries of the store that nobody imported
 REFRESH_MS = 24 * 3600_000  # after which a revocation list is fetched anew
 STALE_REFRESH_MS = 3600_000  # the same where the source itself has only one that is past its time
