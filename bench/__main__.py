@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from bench import bare, boot, load
+from bench import bare, boot, load, snp
 from bench.setting import broker
 from tests.fakes.ek_ca import EkCa
 
@@ -45,6 +45,16 @@ def _measure(room: Path, seconds: float, connections: int) -> None:
     for name, cost in operations:
         print(f"  {name:<64} {cost * 1e6:8.0f} us")
     print(f"  {'sum':<64} {floor * 1e6:8.0f} us\n")
+
+    print("SEV-SNP: a report's signature alone (ECDSA P-384), and the whole verifier with warm certificates")
+    print(f"  {'report':<24}{'bare':>8}{'verify':>11}{'from JSON':>11}{'from KBS JSON':>15}   verify / bare")
+    for cost in snp.measure():
+        micros = [seconds * 1e6 for seconds in cost[1:]]
+        print(
+            f"  {cost.what:<24}{micros[0]:>5.0f} us{micros[1]:>8.0f} us{micros[2]:>8.0f} us{micros[3]:>12.0f} us"
+            f"{cost.verify / cost.bare:>14.2f} x"
+        )
+    print()
 
     print(f"Complete flows: auth, attest with a TPM quote, resource; TLS 1.3, SQLite, {connections} open connections")
     print("  workers   flows/s   p50 ms   p99 ms   broker CPU/flow   client CPU/flow   broker CPU / bare crypto")
