@@ -110,6 +110,16 @@ def test_policies(policy: dict[str, Any], expect: str) -> None:
     assert "unknown policy 'mood'" in outcome(held, {**entry, "policy_cases": [{"policy": {"mood": 1}}]})
 
 
+def test_chain_of_ours() -> None:
+    """An entry without CA certificates is judged under the built-in ones, one with a wrong one under that alone."""
+    held = folder()
+    entry = next(e for e in held.entries if e.get("product") == "Genoa" and "vcek" in e["files"])
+    alone = {name: path for name, path in entry["files"].items() if name not in {"ask", "ark"}}
+    assert outcome(held, {**entry, "files": alone}) == ""
+    for name, path in (("ask", "certs/milan-ask.der"), ("ark", "certs/milan-ark.der")):
+        assert outcome(held, {**entry, "files": {**alone, name: path}})
+
+
 def test_sections_of_other_shapes() -> None:
     """What the manifests hold beside lists becomes entries, of any names and values."""
     launches = kinds_snp._launches({"cases": [{"ovmf": "x"}, {"ovmf": "y", "expect": "invalid"}], "tool": "t"})
