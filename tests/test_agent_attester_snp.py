@@ -297,6 +297,20 @@ def test_certificates_that_keep_growing_are_done_without() -> None:
     assert kernel.requests == [EXTENDED] * 3 + [PLAIN]
 
 
+def test_certificates_that_fail_to_come_are_done_without() -> None:
+    """A hypervisor that says how much it has, and then fails to give it, is asked for the plain report at once."""
+    kernel = FakeKernel(certificates=b"c")
+    right = kernel._certificates
+
+    def fail(argument: object, source: int) -> None:
+        kernel.extended = kernel.requests == [EXTENDED]
+        right(argument, source)
+
+    kernel._certificates = fail  # type: ignore[method-assign]
+    assert device(kernel) == (fake_report(BOUND), b"")
+    assert kernel.requests == [EXTENDED, EXTENDED, PLAIN]
+
+
 def test_a_busy_host_is_asked_again_with_pauses() -> None:
     """Throttled requests are repeated, two seconds apart."""
     kernel = FakeKernel(ioctl_errors=[(errno.EIO, BUSY << 32), (errno.EAGAIN, BUSY << 32)])

@@ -234,6 +234,21 @@ def test_a_broker_that_cannot_be_reached_is_passed_over(host: Host) -> None:
         start(Settings(), PATH, [str(host.chain)], host.launch_dir, Deadline(5))
 
 
+def test_a_silent_broker_uses_up_its_share_only(host: Host) -> None:
+    """Each broker gets an equal part of the time that is left."""
+    shares = []
+
+    class Shared(Deadline):
+        def share(self, parts: int) -> Deadline:
+            shares.append(parts)
+            return super().share(parts)
+
+    host.settings = host.settings._replace(brokers=("http://127.0.0.1:1", host.broker.url))
+    host.answers.append(answer(201, STARTED))
+    start(host.settings, PATH, [str(host.chain)], host.launch_dir, Shared(5))
+    assert shares == [2, 1]
+
+
 def test_a_broker_is_reached_by_tls(tmp_path: Path) -> None:
     """With https the pinned CA vouches for the broker, and nobody else."""
     ca = TlsCa(tmp_path / "tls")
