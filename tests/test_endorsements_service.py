@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from broker.endorsements.service import (
     EndorsementService,
 )
 from broker.endorsements.source import FetchFailed, Source, WouldWait
-from broker.store.protocols import Record, RecordKind
+from broker.store.protocols import FetchPause, Record, RecordKind
 from broker.store.sqlite import SqliteStore
 from broker.verifiers.endorsement import Genuine
 from keys.errors import EndorsementError, ProtocolError, Unavailable
@@ -76,6 +77,14 @@ class Vendor:
     ) -> dict[str, bytes]:
         request = EndorsementRequest(required=required, helpful=helpful)
         return self.service.look_up(request, self.now, may_wait=may_wait, client=client)
+
+    def let_go(self) -> None:
+        """Open the gate, and wait until nobody fetches any more."""
+        assert self.gate is not None
+        self.gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "roomkey-fetch":
+                thread.join(20)
 
     def stored(self) -> dict[str, bytes]:
         return {one.name: one.data for one in self.store.all_endorsements()}
@@ -317,6 +326,14 @@ def test_store_that_fails_stops_a_required_thing(vendor: Vendor, monkeypatch: py
 def test_one_fetch_for_all_who_want_it(vendor: Vendor) -> None:
     """Of many who want one name at once, one fetches it and all get it."""
     vendor.gate, vendor.gives["x/a"] = threading.Event(), b"good"
+    together, real = threading.Barrier(6), vendor.store.pauses
+
+    def pauses(names: Iterable[str]) -> dict[str, FetchPause]:
+        if threading.current_thread().name != "roomkey-fetch":
+            together.wait(20)  # nobody goes on before all have seen that it must be fetched
+        return real(names)
+
+    vendor.store.pauses = pauses  # type: ignore[method-assign]
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(vendor.look_up, "x/a") for _ in range(6)]
         assert vendor.begun.wait(20)
@@ -348,10 +365,7 @@ def test_nobody_waits_for_ever(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Unavailable, match="now"):
         vendor.look_up("x/b")
     assert vendor.asked == ["x/a"]
-    vendor.gate.set()
-    for thread in threading.enumerate():
-        if thread.name == "roomkey-fetch":
-            thread.join(20)
+    vendor.let_go()
     assert vendor.look_up("x/a", may_wait=False) == {"x/a": b"good"}
 
 
@@ -364,8 +378,8 @@ def test_who_joined_a_fetch_that_does_not_come_back(vendor: Vendor, monkeypatch:
         for answer in answers:
             with pytest.raises(Unavailable):
                 answer.result(20)
-    vendor.gate.set()
     assert vendor.store.pauses(["x/"])["x/"].failures == 1
+    vendor.let_go()
 
 
 def test_only_so_many_fetches_at_once(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,10 +406,8 @@ def spend(vendor: Vendor, name: str, count: int, client: Callable[[int], str | N
     before = len(vendor.asked)
     fetched = []
     for number in range(count):
-        try:
+        with suppress(Unavailable):
             vendor.look_up(f"x/{name}-{number}", client=client(number))
-        except Unavailable:
-            pass
         fetched.append(len(vendor.asked) > before)
         before = len(vendor.asked)
     return fetched
