@@ -108,8 +108,7 @@ class _Device:
                 return DeviceReport(_read(response.raw), certificates.raw if size else b"")
             if vmm_error != VMM_INVALID_LENGTH:
                 raise _NoExtendedReport
-            needed = _EXTENSION.unpack_from(request.raw, _REQUEST.size)[1]
-            size = -(-needed // PAGE_BYTES) * PAGE_BYTES
+            size = _EXTENSION.unpack_from(request.raw, _REQUEST.size)[1]
             if not 0 < size <= MAX_CERTIFICATES_BYTES:
                 raise _NoExtendedReport
         raise _NoExtendedReport
