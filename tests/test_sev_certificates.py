@@ -302,12 +302,10 @@ def test_an_ark_must_be_pinned() -> None:
 
 def test_an_ark_is_a_root() -> None:
     """A pinned key with the usage of an ASK, another's certifying id, or without its own signature is no root."""
-    ask = parse_ca(AMD.ask)
-    with pytest.raises(EndorsementError, match="no root"):
-        verify_ark(ask, {Generation.NAPLES: ask.spki_sha256})
-    other = ca_certificate(AMD.ark_key, 0, AMD.ark_id, AMD.ask_id, AMD.ark_key)
-    with pytest.raises(EndorsementError, match="no root"):
-        verify_ark(parse_ca(other), AMD.pins)
+    for usage, certifying_id in ((0x13, AMD.ark_id), (0, AMD.ask_id)):
+        other = ca_certificate(AMD.ark_key, usage, AMD.ark_id, certifying_id, AMD.ark_key)
+        with pytest.raises(EndorsementError, match="no root"):
+            verify_ark(parse_ca(other), AMD.pins)
     with pytest.raises(EndorsementError, match="not signed by itself"):
         verify_ark(parse_ca(flip(AMD.ark, 831)), AMD.pins)
 
