@@ -6,96 +6,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from werkzeug.serving import WSGIRequestHandler, make_server
 
-from broker import attestation, release, session
-from broker.app import build_services, create_app
 from broker.cli import COMMANDS, SECTIONS, main
 from broker.cli.image import default_pcrs
-from broker.cli.operator import load_config
-from broker.services import Services
 from keys.errors import ReleaseDenied
-from keys.messages import ResourcePath
 from tests.fakes.boot import Boot
+from tests.fakes.desk import KEY, Desk, open_desk
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.evidence_file import booted, evidence_document, write_evidence
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.swtpm import available as swtpm_available
-from tests.fakes.tpm_guest import FakeTpm, Guest
+from tests.fakes.tpm_guest import FakeTpm
 
-KEY = "acme/disk/root"
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-class Desk:
-    """One broker, and an owner `acme` in front of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = folder / "broker" / "broker.toml"
-        self.run("init", folder / "broker")
-        self.services: Services = build_services(load_config(self.config))
-        self.server = make_server("127.0.0.1", 0, create_app(self.services), threaded=True, request_handler=Quiet)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.new_owner("acme")
-
-    def new_owner(self, name: str) -> Path:
-        identity = self.folder / name / "identity.toml"
-        self.run("identity", "new", name, "--broker", self.url, "--audience", self.services.audience,
-                 "--identity", identity)  # fmt: skip
-        self.run("owner", "add", name, "--key", identity.with_suffix(".public.jwk"), "--config", self.config)
-        return identity
-
-    def run(self, *args: object, status: int = 0, stdin: str | bytes | None = None, owner: str = "acme") -> Result:
-        """Run `roomkey ARGS` as `owner`; it must end with `status`."""
-        identity = self.folder / owner / "identity.toml"
-        environment = {"ROOMKEY_IDENTITY": str(identity)}
-        result = CliRunner().invoke(main, [str(arg) for arg in args], input=stdin, env=environment)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result
-
-    def json(self, *args: object) -> Any:
-        return json.loads(self.run(*args, "--json").stdout)
-
-    def ask(self, tpm: FakeTpm, path: str = KEY) -> bytes:
-        """What a guest with `tpm` is given."""
-        now, guest = self.services.clock(), Guest(tpm)
-        issued = session.issue(guest.request(ResourcePath.parse(path)), self.services, now=now)
-        message = guest.attestation(issued.challenge)
-        attestation.attest(issued.session_id, message, self.services, now=now)
-        return guest.open(
-            release.release(ResourcePath.parse(path), self.services, session_id=issued.session_id, token=None, now=now)
-        )
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with open_desk(tmp_path) as made:
         yield made
-    finally:
-        made.server.shutdown()
-        thread.join()
-        made.server.server_close()
-        made.services.store.close()
 
 
 @pytest.fixture

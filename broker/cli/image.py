@@ -14,7 +14,17 @@ from broker.appraisal.enrol import enrol_image
 from broker.claims import Claims
 from broker.cli.evidence import EvidenceFile, read_evidence
 from broker.cli.image_measure import measure
-from broker.cli.options import as_owner, confirmed, json_flag, read_text, why
+from broker.cli.options import (
+    as_owner,
+    confirmed,
+    endorsement_files,
+    floors_file,
+    json_flag,
+    read_floors,
+    read_input,
+    read_text,
+    why,
+)
 from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, printable, table, trace, when
 from broker.verifiers.offline import judge
@@ -26,12 +36,29 @@ ALWAYS = (0, 2, 4, 7)  # firmware, option ROMs, boot applications, Secure Boot
 IF_EXTENDED = (8, 9, 14)  # GRUB's command line and files, shim's MOK lists
 WITH_UKI = (11, 12, 13)  # systemd-stub's; a 12 that stays zero keeps added command lines out
 
-PROOF = """\
+_YOURS = """that it was in good order when it made the file. That is
+              yours to know: take the file from a machine that you trust now, by a way on which nobody could replace
+              it."""
+
+PROOF = {
+    Tee.TPM: """\
 Checked here: the quote is signed by the attestation key in the same file, and covers these values. The key's Name:
               {name}
-Not checked:  that this key lives in a TPM, that the TPM is in your machine, and that the machine was in good order
-              when it made the file. That is yours to know: take the file from a machine that you trust now, by a way
-              on which nobody could replace it."""
+Not checked:  that this key lives in a TPM, that the TPM is in your machine, and """
+    + _YOURS,
+    Tee.SNP: """\
+Checked here: the report leads to AMD's root, meets the floors, and shows these values. It was made on
+              {name}
+Not checked:  what the launch digest stands for (`roomkey image measure snp` computes it from your files), that the
+              guest was yours, and """
+    + _YOURS,
+    Tee.AZ_SNP_VTPM: """\
+Checked here: the report of the paravisor leads to AMD's root and meets the floors; the quote is signed by the key that
+              it names, and covers these values. The guest is
+              {name}
+Not checked:  that this paravisor is Microsoft's, that the guest was yours, and """
+    + _YOURS,
+}
 
 
 class PcrList(click.ParamType[tuple[int, ...]]):
@@ -93,12 +120,15 @@ def put(client: Caller, name: str, file: Path, why: str) -> None:
     metavar="N,N,...",
     help="Which PCRs the image names. [default: 0,2,4,7, and 8 to 14 as far as this boot uses them]",
 )
+@endorsement_files
+@floors_file
 @click.option("--draft", is_flag=True, help="Print the draft and stop.")
 @confirmed
 @why
 @as_owner
 def enrol(
-    client: Caller, name: str, file: Path, pcrs: tuple[int, ...] | None, draft: bool, yes: bool, why: str
+    client: Caller, name: str, file: Path, pcrs: tuple[int, ...] | None, endorsements: tuple[Path, ...],
+    floors: Path | None, draft: bool, yes: bool, why: str,
 ) -> None:  # fmt: skip
     """Make an image of what one guest has booted, and store it as the next version of NAME once you say yes.
 
@@ -107,14 +137,17 @@ def enrol(
       roomkey image enrol debian-12 --from guest.json --why "kernel 6.1.0-31"
     """
     evidence = read_evidence(file)
-    claims = _claims(evidence)
+    if pcrs is not None and evidence.tee is Tee.SNP:
+        raise click.UsageError("An SEV-SNP report has no PCRs: leave --pcrs out.")
+    claims = _claims(evidence, endorsements, floors)
     chosen = default_pcrs(claims.measurements) if pcrs is None else pcrs
     text = enrol_image(claims, chosen, description=f"enrolled from {file.name}")
     for line in text.splitlines():
         click.echo(printable(line))
     if draft:
         return
-    next_step("\n" + PROOF.format(name=evidence.ak_name))
+    known_as = evidence.ak_name or ", ".join(claims.instance_ids)
+    next_step("\n" + PROOF[claims.tee].format(name=known_as))
     if not yes:
         click.confirm(f"\nStore it as the next version of {name}?", abort=True, err=True)
     _put(client, name, text, why)
@@ -178,9 +211,19 @@ def default_pcrs(measurements: Mapping[str, str]) -> list[int]:
     })  # fmt: skip
 
 
-def _claims(evidence: EvidenceFile) -> Claims:
-    """What the quote proves under the attestation key that the file names. Raises VerificationError."""
-    judgement = judge(Tee.TPM, evidence.raw, [], [], datetime.now(UTC), {"ak_name": evidence.ak_name})
+def _claims(evidence: EvidenceFile, endorsements: tuple[Path, ...], floors: Path | None) -> Claims:
+    """What the evidence proves: of a TPM under the attestation key that the file names, else up to AMD's root. Raises
+    VerificationError.
+    """
+    judgement = judge(
+        evidence.tee,
+        evidence.raw,
+        [read_input(file) for file in endorsements],
+        [],
+        datetime.now(UTC),
+        {"ak_name": evidence.ak_name} if evidence.tee is Tee.TPM else {},
+        floors=read_floors(floors),
+    )
     if judgement.claims is None:
         trace(judgement.trace.to_json(), verbose=False)
         raise VerificationError("the evidence in the file is not genuine", mend="make a new file in the guest")

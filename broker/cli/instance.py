@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -13,6 +12,7 @@ from broker.cli.evidence import read_evidence
 from broker.cli.options import as_owner, confirm_by_typing, confirmed, json_flag, read_input, why
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, when
+from broker.verifiers.sev_certificates import SEV_CERTIFICATE_BYTES
 from broker.verifiers.x509 import load_certificate
 from keys import b64
 from keys.errors import ConfigError, EndorsementError
@@ -24,7 +24,7 @@ MAX_PEM_BYTES = 2 * MAX_CERTIFICATE_BYTES  # base64 and its lines
 
 @click.group()
 def instance() -> None:
-    """Instances: the machines that a rule can name, each known by keys in its TPM.
+    """Instances: the machines that a rule can name, each known by keys in its TPM or by its processor.
 
     \b
     Example:
@@ -39,31 +39,45 @@ def instance() -> None:
 )
 @click.option("--ek-certificate", type=_file, metavar="FILE", help="Its endorsement key's certificate (PEM, DER).")
 @click.option("--ak-public", type=_file, metavar="FILE", help="Its attestation key's TPMT_PUBLIC.")
+@click.option("--chip-id", metavar="HEX", help="Its AMD processor: CHIP_ID, 128 hex digits (Turin: 16).")
+@click.option("--csp-id", metavar="TEXT", help="Its cloud provider, as its VLEK certificates name it (cspID).")
+@click.option("--sev-cek", type=_file, metavar="FILE", help="Its AMD processor's CEK certificate, for SEV and SEV-ES.")
 @click.option("--description", default="", help="What machine it is, in your words.")
 @why
 @as_owner
 def add(
     client: Caller, name: str, evidence: Path | None, ek_certificate: Path | None, ak_public: Path | None,
-    description: str, why: str,
+    chip_id: str | None, csp_id: str | None, sev_cek: Path | None, description: str, why: str,
 ) -> None:  # fmt: skip
     """Enrol the machine NAME; where NAME is enrolled, replace its keys.
 
     You vouch that these keys live in that machine's TPM: get the file by a way on which nobody could replace it. A
-    machine with an endorsement key's certificate is checked by the broker again each time, against its maker's root.
+    machine with an endorsement key's certificate is checked by the broker again each time, against its maker's root;
+    AMD's processors are, against AMD's.
 
     \b
     Examples:
       roomkey instance add web-1 --from guest.json
       roomkey instance add web-2 --ek-certificate ek.pem
+      roomkey instance add rack-3 --chip-id 4d1c...
     """
-    if (evidence is None) == (ek_certificate is None and ak_public is None):
-        raise click.UsageError("Give --from, or --ek-certificate, --ak-public or both.")
-    keys = _from_files(ek_certificate, ak_public) if evidence is None else _from_evidence(evidence)
-    body = {member: b64.std(data) for member, data in keys.items()} | {"description": description, "why": why}
+    if (evidence is None) == all(given is None for given in (ek_certificate, ak_public, chip_id, csp_id, sev_cek)):
+        raise click.UsageError("Give --from, or what the machine is known by: one option or more, like --chip-id.")
+    if evidence is not None:
+        keys = dict(read_evidence(evidence).keys)
+    else:
+        texts = {"snp_chip_id": chip_id, "snp_csp_id": csp_id}
+        keys = _from_files(ek_certificate, ak_public, sev_cek)
+        keys |= {member: text for member, text in texts.items() if text is not None}
+    body = keys | {"description": description, "why": why}
     stored = client.call("PUT", path_of("instances", name), body)
     click.echo(f"instance {name}, version {stored['version']}")
     for instance_id in stored["ids"]:
         click.echo(f"  {instance_id}")
+    if "snp_csp_id" in keys:
+        next_step("Note: this names every machine of that provider, not one.")
+    elif "snp_chip_id" in keys or "sev_cek" in keys:
+        next_step("Note: this names a processor: every guest on it that runs an image of the rule.")
     next_step(f"Release a key to it: roomkey rule set OWNER/TYPE/TAG --image IMAGE --instance {name}")
 
 
@@ -156,28 +170,28 @@ def readmit(client: Caller, name: str, why: str) -> None:
 
 def kinds(ids: list[str]) -> list[str]:
     """What an instance is known by, in words."""
-    words = {"tpm-ek": "endorsement key", "tpm-ak": "attestation key"}
+    words = {
+        "tpm-ek": "endorsement key",
+        "tpm-ak": "attestation key",
+        "snp-chip": "AMD processor",
+        "snp-csp": "cloud provider",
+        "sev-cek": "AMD processor (CEK)",
+        "az-ak": "Azure vTPM",
+    }
     return [words[kind] for kind in words if any(instance_id.startswith(f"{kind}:") for instance_id in ids)]
 
 
-def _from_evidence(file: Path) -> dict[str, bytes]:
-    guest = read_evidence(file)
-    keys = {"ak_public": guest.ak_public}
-    if guest.ek_public is not None:
-        keys["ek_public"] = guest.ek_public
-    if guest.ek_certificates:
-        keys["ek_certificate"] = guest.ek_certificates[0]
-    return keys
-
-
-def _from_files(ek_certificate: Path | None, ak_public: Path | None) -> dict[str, Any]:
+def _from_files(ek_certificate: Path | None, ak_public: Path | None, sev_cek: Path | None) -> dict[str, str]:
+    """What these files hold, as it is posted."""
     keys = {}
     if ek_certificate is not None:
         try:
             certificate = load_certificate(read_input(ek_certificate, max_bytes=MAX_PEM_BYTES))
         except EndorsementError as error:
             raise ConfigError(f"{ek_certificate} is not a certificate", found=error.found) from None
-        keys["ek_certificate"] = certificate.public_bytes(Encoding.DER)
+        keys["ek_certificate"] = b64.std(certificate.public_bytes(Encoding.DER))
     if ak_public is not None:
-        keys["ak_public"] = read_input(ak_public, max_bytes=MAX_PUBLIC_BYTES)
+        keys["ak_public"] = b64.std(read_input(ak_public, max_bytes=MAX_PUBLIC_BYTES))
+    if sev_cek is not None:
+        keys["sev_cek"] = b64.std(read_input(sev_cek, max_bytes=SEV_CERTIFICATE_BYTES))
     return keys

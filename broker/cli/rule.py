@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
@@ -12,6 +13,7 @@ from broker.appraisal.rules import ANY, parse_rule
 from broker.cli.options import as_owner, json_flag, key_path, read_text, why
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, when
+from keys.errors import NotFound, ProtocolError
 from keys.messages import ResourcePath
 from keys.tee import Tee
 
@@ -44,7 +46,13 @@ def rule() -> None:
     metavar="NAME",
     help="An enrolled instance, or `any`: every guest whose hardware's maker the broker trusts. [repeatable]",
 )
-@click.option("--platform", "platforms", multiple=True, metavar="TEE", help="A platform. [repeatable; default: tpm]")
+@click.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="TEE",
+    help="A platform. [repeatable; default: those of the images, but never sev; tpm where an image is not there yet]",
+)
 @click.option("--file", type=click.Path(path_type=Path), help="The whole rule as TOML, instead of the options above.")
 @why
 @as_owner
@@ -57,6 +65,7 @@ def set_(
     \b
     Examples:
       roomkey rule set acme/disk/web-root --image debian-12 --instance web-1 --instance web-2
+      roomkey rule set acme/disk/web-root --image old --instance rack-3 --platform sev
       roomkey rule set acme/disk/web-root --file rule.toml
     """
     if file is not None:
@@ -64,7 +73,7 @@ def set_(
             raise click.UsageError("--file holds the whole rule: leave the other options out.")
         body = parse_rule(read_text(file)).to_body()
     elif images and instances:
-        body = {"images": [*images], "platforms": [*platforms] or [str(Tee.TPM)], "instances": [*instances]}
+        body = {"images": [*images], "platforms": [*platforms] or _platforms(client, images), "instances": [*instances]}
     else:
         raise click.UsageError("A rule names at least one --image and one --instance: what it leaves out is denied.")
     stored = client.call("PUT", _path(path), body | {"why": why})
@@ -129,6 +138,21 @@ def delete(client: Caller, path: ResourcePath, why: str) -> None:
     """
     client.call("DELETE", _path(path), {"why": why})
     click.echo(f"rule of {path} deleted: nobody gets the key now")
+
+
+def _platforms(client: Caller, images: tuple[str, ...]) -> list[str]:
+    """The platforms of the images, if all are there. SEV is weaker than all others, so it is never chosen unnamed."""
+    found = set()
+    for image in images:
+        name, _, version = image.partition("@")
+        path = path_of("images", name)
+        try:
+            found.add(client.call("GET", f"{path}?{urlencode({'version': version})}" if version else path)["platform"])
+        except (NotFound, ProtocolError):  # not there, or no name, which the broker says when it is given the rule
+            return [str(Tee.TPM)]
+    if str(Tee.SEV) in found:
+        raise click.UsageError("An image is for sev, the weakest platform: say so with --platform sev.")
+    return sorted(found)
 
 
 def _note_unknown(client: Caller, kind: str, named: list[str]) -> None:
