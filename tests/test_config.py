@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.config import MAX_FILE_BYTES, Config, load
+from broker.config import MAX_FILE_BYTES, Config, Snp, load
+from broker.verifiers.snp_floors import Floors
 from keys.errors import ConfigError
 
 BASE = """
@@ -49,6 +51,8 @@ def test_smallest_config_is_careful(path: Path) -> None:
     assert config.issuer == config.broker.audience == "https://broker.example:8443"
     assert (config.tpm.ek_root_files, config.tpm.ek_intermediate_files) == ((), ())
     assert config.limits.body_bytes == 256 * 1024
+    assert config.snp.kds_url == "https://kdsintf.amd.com"
+    assert config.snp.floors == Floors()
     assert not config.listen.unsafe_plain_http
     assert config.unsafe == ()
 
@@ -66,6 +70,34 @@ def test_everything_can_be_set(path: Path) -> None:
         challenge.lifetime_s = 30
         tpm = {ek_root_files = ["r"], ek_intermediate_files = ["m", "n"]}
         limits = {body_bytes = 4096, challenges_per_minute = 7}
+        [snp]
+        kds_url = "http://kds.internal:8080/amd"
+        min_report_version = 2
+        products = ["Genoa"]
+        named_only = []
+        max_vmpl = 2
+        policy_forbidden = ["smt_allowed"]
+        policy_required = ["single_socket"]
+        min_abi = "1.55"
+        platform_forbidden = []
+        platform_required = ["ecc_enabled"]
+        min_reported_tcb = ["Genoa snp=30 microcode=84"]
+        min_current_tcb = ["Turin fmc=1"]
+        min_committed_tcb = ["Milan tee=1"]
+        min_launch_tcb = []
+        committed_is_current = true
+        min_firmware = ["Genoa 1.55.40"]
+        launch_mitigations = 3
+        current_mitigations = 4294967295
+        masked_chip_id = true
+        chip_ids = ["00112233445566aa"]
+        denied_chip_ids = ["00112233445566bb"]
+        csp_ids = ["CN=cc-us-east-2.amazonaws.com"]
+        id_key_digests = []
+        author_key_digests = []
+        min_guest_svn = 7
+        host_data = []
+        require_crl = true
         """,
     )
     folder = path.parent
@@ -78,6 +110,16 @@ def test_everything_can_be_set(path: Path) -> None:
     assert config.tpm.ek_root_files == (folder / "r",)
     assert config.tpm.ek_intermediate_files == (folder / "m", folder / "n")
     assert (config.limits.body_bytes, config.limits.challenges_per_minute) == (4096, 7)
+    assert config.snp.kds_url == "http://kds.internal:8080/amd"
+    assert config.snp.floors == Floors(
+        min_report_version=2, products=("Genoa",), named_only=(), max_vmpl=2, policy_forbidden=("smt_allowed",),
+        policy_required=("single_socket",), min_abi="1.55", platform_forbidden=(), platform_required=("ecc_enabled",),
+        min_reported_tcb=("Genoa snp=30 microcode=84",), min_current_tcb=("Turin fmc=1",),
+        min_committed_tcb=("Milan tee=1",), min_launch_tcb=(), committed_is_current=True,
+        min_firmware=("Genoa 1.55.40",), launch_mitigations=3, current_mitigations=0xFFFFFFFF, masked_chip_id=True,
+        chip_ids=("00112233445566aa",), denied_chip_ids=("00112233445566bb",),
+        csp_ids=("CN=cc-us-east-2.amazonaws.com",), min_guest_svn=7, require_crl=True,
+    )  # fmt: skip
 
 
 def test_environment_wins(path: Path) -> None:
@@ -101,6 +143,69 @@ def test_environment_wins(path: Path) -> None:
     assert config.listen.port == 2
     assert config.store.url == f"sqlite:{path.parent}/x.db"
     assert config.unsafe == ("listen.unsafe_plain_http",)
+
+
+def test_lists_of_texts_in_the_environment(path: Path) -> None:
+    """They are separated by commas, with or without spaces; an empty variable is an empty list."""
+    config = loaded(
+        path,
+        BASE + TLS,
+        ROOMKEY_SNP_PRODUCTS="Genoa, Turin",
+        ROOMKEY_SNP_MIN_REPORTED_TCB="Genoa snp=30 tee=1,Turin snp=4",
+        ROOMKEY_SNP_NAMED_ONLY="",
+        ROOMKEY_SNP_KDS_URL="",
+        ROOMKEY_SNP_CURRENT_MITIGATIONS="4294967295",
+        ROOMKEY_SNP_REQUIRE_CRL="true",
+    )
+    assert (config.snp.products, config.snp.named_only, config.snp.kds_url) == (("Genoa", "Turin"), (), "")
+    assert config.snp.min_reported_tcb == ("Genoa snp=30 tee=1", "Turin snp=4")
+    assert (config.snp.current_mitigations, config.snp.require_crl) == (0xFFFFFFFF, True)
+
+
+def test_every_floor_is_a_setting() -> None:
+    """The section [snp] has all floors, with the strict default, and the address of the KDS."""
+    section = {member.name: member.default for member in dataclasses.fields(Snp)}
+    assert section.pop("kds_url")
+    assert section == dataclasses.asdict(Floors())
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "mend"),
+    [
+        ('min_report_version = "3"', "snp.min_report_version: .* wrong value", None),
+        ('products = ["Gena"]', "snp.products: .* unknown name", "did you mean Genoa?"),
+        ('chip_ids = ["00"]', "snp.chip_ids: .* wrong value", None),
+        ('platform_forbidden = ["alias_check_complete"]', "snp: platform_required and", None),
+        ("min_snp = 3", "snp.min_snp is no setting", None),
+        ('kds_url = "ftp://kds.internal"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://me@kds.internal"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.internal/?x"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.internal/#x"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.internal:99999"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.internal:0"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.internal/a b"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://kds.intérnal/"', "snp.kds_url is not a URL", None),
+        ('kds_url = "https://[kds"', "snp.kds_url is not a URL", None),
+        ("kds_url = 7", "snp.kds_url must be a text", None),
+    ],
+)
+def test_bad_floor_is_named(path: Path, line: str, message: str, mend: str | None) -> None:
+    """What a floor cannot be is said with its path and, where one is near, the word that was meant."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        loaded(path, f"{BASE}{TLS}[snp]\n{line}\n")
+    if mend is not None:
+        assert caught.value.mend == mend
+
+
+def test_debug_guests_are_for_loopback(path: Path) -> None:
+    """The switch that lets debug guests in is unsafe: shown as such, and refused where others can reach the broker."""
+    text = BASE + TLS + "[snp]\nunsafe_debug = true\n"
+    config = loaded(path, text)
+    assert config.snp.floors.unsafe_debug
+    assert config.unsafe == ("snp.unsafe_debug",)
+    with pytest.raises(ConfigError, match="unsafe_debug is for loopback only"):
+        loaded(path, text, ROOMKEY_LISTEN_HOST="192.0.2.1")
 
 
 def test_false_switches_a_switch_off(path: Path) -> None:
@@ -153,7 +258,8 @@ def test_missing_setting_is_named(path: Path, section: str, line: str) -> None:
         ("LIMITS_BODY_BYTES", "4095"), ("LIMITS_CHALLENGES_PER_MINUTE", "0"), ("BROKER_AUDIENCE", ""),
         ("BROKER_AUDIENCE", "a\nb"), ("BROKER_AUDIENCE", "a" * 513), ("CUSTODY_KEK_FILE", ""),
         ("CUSTODY_OLD_KEK_FILES", "a::b"), ("STORE_URL", "sqlite:"), ("STORE_URL", "mysql:x"), ("TOKEN_ISSUER", ""),
-        ("LISTEN_TLS_KEY_FILE", ""),
+        ("LISTEN_TLS_KEY_FILE", ""), ("SNP_PRODUCTS", "Genoa,"), ("SNP_MAX_VMPL", "4"), ("SNP_MAX_VMPL", ""),
+        ("SNP_REQUIRE_CRL", "yes"), ("SNP_MIN_ABI", "1"), ("SNP_KDS_URL", "kds"),
     ],
 )  # fmt: skip
 def test_bad_value_in_the_environment_is_an_error(path: Path, variable: str, value: str) -> None:
@@ -237,9 +343,9 @@ def test_config_is_frozen(path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(["broker", "listen", "tpm", "token", "x"]),
+        st.sampled_from(["broker", "listen", "tpm", "token", "snp", "x"]),
         st.dictionaries(
-            st.sampled_from(["audience", "port", "ek_root_files", "key_file", "y"]),
+            st.sampled_from(["audience", "port", "ek_root_files", "key_file", "products", "min_abi", "y"]),
             st.integers() | st.booleans() | st.text("ab:\n", max_size=5) | st.lists(st.integers() | st.just("f")),
         ),
     )

@@ -15,6 +15,7 @@ from granian.rsgi import ProtocolClosed, ProtocolError
 
 from broker.http import bridge
 from broker.http.bridge import Bridge
+from broker.http.edge import LOOP, THREAD, TURN, WANTS_THREAD
 from broker.logs import LineFormatter, log_config
 
 LIMIT = 1000
@@ -237,6 +238,71 @@ def test_too_many_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [exchange.answer and exchange.answer[0] for exchange in exchanges] == [201, 201, 503, 201]
     assert exchanges[2].answer is not None
     assert exchanges[2].answer[1]["retry-after"] == "1"
+
+
+class Undecided(Application):
+    """Wants a thread for every request that it gets in the event loop, and there waits for `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.turns: list[tuple[str, threading.Thread, bytes]] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer = super().__call__(environ, start_response)
+        self.turns.append((environ[TURN], threading.current_thread(), self.body))
+        if environ[TURN] == LOOP and environ["QUERY_STRING"] == "wait":
+            environ[WANTS_THREAD] = True
+        elif environ[TURN] == THREAD:
+            assert self.go.wait(20)
+        return answer
+
+
+class Patient(Scope):
+    query_string = "wait"
+
+
+def test_guest_that_must_wait_delays_nobody() -> None:
+    """Its request is answered once, by a second turn in a thread with the same body; others are answered meanwhile."""
+    app = Undecided()
+    served = Bridge(app, threads=1, body_bytes=LIMIT)
+    slow, quick = Exchange(b"slow"), Exchange(b"quick")
+
+    async def main() -> None:
+        waiting = asyncio.create_task(served.__rsgi__(Patient(("content-length", "4"), path="/kbs/v0/attest"), slow))
+        await asyncio.sleep(0)
+        await served.__rsgi__(Scope(("content-length", "5"), path="/kbs/v0/auth"), quick)
+        assert (slow.answer, quick.answer and quick.answer[0]) == (None, 201)
+        app.go.set()
+        await waiting
+        served.__rsgi_del__(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    assert slow.answer == (201, {"x-test": "yes"}, b"one two")
+    assert {(turn, body) for turn, _, body in app.turns} == {(LOOP, b"slow"), (THREAD, b"slow"), (LOOP, b"quick")}
+    assert all((turn == LOOP) is (thread is threading.current_thread()) for turn, thread, _ in app.turns)
+
+
+def test_too_many_that_must_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When enough guests wait, the next that must is told to come again, at once; owners are not touched by it."""
+    monkeypatch.setattr(bridge, "MAX_FETCHING", 2)
+    app = Undecided()
+    served = Bridge(app, threads=1, body_bytes=LIMIT)
+    exchanges = [Exchange() for _ in range(4)]
+
+    async def main() -> None:
+        first = [
+            asyncio.create_task(served.__rsgi__(Patient(path="/kbs/v0/attest"), exchange)) for exchange in exchanges[:2]
+        ]
+        await asyncio.sleep(0)
+        await served.__rsgi__(Patient(path="/kbs/v0/attest"), exchanges[2])
+        await served.__rsgi__(Scope(path="/kbs/v0/auth"), exchanges[3])
+        app.go.set()
+        await asyncio.gather(*first)
+        served.__rsgi_del__(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    assert [exchange.answer and exchange.answer[0] for exchange in exchanges] == [201, 201, 503, 201]
 
 
 def test_application_that_fails() -> None:
