@@ -317,14 +317,15 @@ def test_a_stranger_is_told_how_to_be_enrolled(instance_id: str, option: str) ->
     assert f"roomkey instance add NAME {option}, then" in failed(checks)[0].mend
 
 
-def test_an_images_floors_must_be_met_too() -> None:
+@pytest.mark.parametrize("tee", [Tee.SNP, Tee.AZ_SNP_VTPM])
+def test_an_images_floors_must_be_met_too(tee: Tee) -> None:
     """The right launch digest below a floor of the image is denied, with the floor; at the floor it is allowed."""
-    image = replace(SNP_IMAGE, floors={"min_guest_svn": 4})
-    outcome, checks = judge_snp(SNP, image)
+    image, claims = replace(SNP_IMAGE, platform=tee, floors={"min_guest_svn": 4}), replace(SNP, tee=tee)
+    outcome, checks = judge_snp(claims, image)
     assert outcome == Outcome(allowed=False, image=None, instances=())
     [check] = failed(checks)
     assert (check.name, check.expected, check.found) == ("GUEST_SVN is new enough", "at least 4", "3")
-    assert judge_snp(SNP, replace(image, floors={"min_guest_svn": 3}))[0].allowed
+    assert judge_snp(claims, replace(image, floors={"min_guest_svn": 3}))[0].allowed
 
 
 def test_a_missing_fact_meets_no_floor() -> None:

@@ -14,6 +14,9 @@ from broker.verifiers.snp_floors import Floors
 from keys.binding import report_data
 from keys.messages import Attestation
 from keys.tee import Tee
+from tests.fakes.amd import AT, Chip, FakeAmd
+from tests.fakes.house import House
+from tests.fakes.snp_guest import SnpGuest
 from tests.fakes.tpm_guest import FakeTpm, Guest
 
 GUEST = Guest(FakeTpm())
@@ -146,6 +149,18 @@ def test_the_policys_hash_covers_the_operators_floors(tee: Tee) -> None:
     token = ear_claims(replace(SNP, tee=tee), MESSAGE, other)["submods"]["cpu0"]
     assert token["ear.appraisal-policy-id"] == policy_id(tee, other)
     assert policy_id(Tee.SNP) != policy_id(Tee.AZ_SNP_VTPM)
+
+
+def test_a_guests_token_names_the_floors_that_held(tmp_path: Path) -> None:
+    """The broker's own token has the policy of the floors that its operator set."""
+    floors = Floors(min_guest_svn=0, max_vmpl=1)
+    with House(tmp_path) as house:
+        house.now = int(AT.timestamp() * 1000)
+        house.services = replace(house.services, trusted={Tee.SNP: FakeAmd().trusted(floors)})
+        _, token = house.attest(SnpGuest(Chip(FakeAmd())))
+        cpu = house.services.tokens.verify(token, house.now)["submods"]["cpu0"]
+    assert cpu["ear.appraisal-policy-id"] == policy_id(Tee.SNP, floors) != policy_id(Tee.SNP)
+    assert cpu["ear.trustworthiness-vector"]["hardware"] == 2
 
 
 @pytest.mark.parametrize(

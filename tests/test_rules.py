@@ -42,6 +42,11 @@ def test_any_stands_alone() -> None:
     assert read_rule(RULE | {"instances": ["any"]}).instances == ("any",)
 
 
+def test_a_platform_before_there_was_evidence_can_be_named() -> None:
+    """A rule can say "sev", which no verifier judges: its guests are judged when they are launched."""
+    assert read_rule(RULE | {"platforms": ["sev", "snp"]}).platforms == (Tee.SEV, Tee.SNP)
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
