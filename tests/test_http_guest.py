@@ -239,7 +239,7 @@ ATTEST_TABLE: list[tuple[Spoil, str]] = [
         (b'{"version":"0.4.0","tee":"tpm","extra-params":"","more":1}', "unknown member"),
         (b'{"version":0.4,"tee":"tpm","extra-params":""}', "only integers"),
         (b'{"version":"0.4.0","tee":"zx81","extra-params":""}', "not a platform"),
-        (b'{"version":"0.4.0","tee":"snp","extra-params":""}', "no verifier"),
+        (b'{"version":"0.4.0","tee":"csv","extra-params":""}', "no verifier"),
         (b'{"version":"0.4.0","tee":"tpm","extra-params":{"more":1}}', "unknown member"),
         (b'{"version":"0.4.0","tee":"tpm","extra-params":{"resource":"a/b"}}', "not a resource path"),
         (b'{"version":"0.4.0","tee":"tpm","extra-params":{"tpm":{}}}', "lacks a member"),

@@ -94,7 +94,7 @@ def test_no_two_sessions_share_an_activation_secret(house: House) -> None:
 def test_a_platform_without_a_verifier_gets_no_challenge(house: House) -> None:
     """What could not be judged later is refused at once, and no session is made."""
     with pytest.raises(ProtocolError, match="no verifier"):
-        session.issue(Request(Tee.SNP), house.services, now=house.now)
+        session.issue(Request(Tee.CSV), house.services, now=house.now)
 
 
 def test_a_declaration_that_cannot_be_used_gets_no_challenge(house: House) -> None:

@@ -118,6 +118,7 @@ class Quote:
     qualified_signer: bytes | None = None
     magic: int = 0xFF544347
     type: int = 0x8018
+    clock: int = 1234
     safe: int = 1
     digest: bytes | None = None
     tail: bytes = b""
@@ -144,7 +145,7 @@ class Quote:
             struct.pack(">IH", self.magic, self.type)
             + sized(own)
             + sized(self.extra_data)
-            + struct.pack(">QIIB", 1234, 5, 6, self.safe)
+            + struct.pack(">QIIB", self.clock, 5, 6, self.safe)
             + bytes.fromhex("0102030405060708")
             + selection(self.banks)
             + sized(digest)
