@@ -136,7 +136,7 @@ def _needed(path: Path) -> EndorsementRequest:
         document = strictjson.loads(raw, name="the file", max_bytes=MAX_EVIDENCE_BYTES)
         if not isinstance(document, dict) or not {"tee", "evidence"} <= document.keys():
             raise ProtocolError("it has no tee and evidence")
-        if document["tee"] not in set(Tee):
+        if document["tee"] not in list(Tee):
             raise ProtocolError("it is of an unknown platform", found=str(document["tee"])[:64])
         verifier = verifier_for(Tee(document["tee"]))
         return verifier.needs(verifier.decode(document["evidence"]))
