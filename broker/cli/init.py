@@ -47,6 +47,9 @@ key_file = "token.key"      # signs attestation results
 [tpm]
 ek_root_files = []          # TPM makers' root certificates; with none, only enrolled TPMs are trusted
 ek_intermediate_files = []
+
+[snp]
+kds_url = "https://kdsintf.amd.com"   # AMD hands out processors' certificates there; "" never asks
 """
 
 
