@@ -357,7 +357,7 @@ def test_fetch_that_somebody_else_made_meanwhile(vendor: Vendor) -> None:
 
 
 def test_nobody_waits_for_ever(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fetch that does not come back is left behind, and the source is paused; its late fruit is still stored."""
+    """A fetch that does not come back is left behind: the source is paused, then asked anew; late fruit is stored."""
     monkeypatch.setattr(module, "WAIT_S", 0.02)
     vendor.gate, vendor.gives["x/a"] = threading.Event(), b"good"
     with pytest.raises(Unavailable, match="in time"):
@@ -365,6 +365,10 @@ def test_nobody_waits_for_ever(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Unavailable, match="now"):
         vendor.look_up("x/b")
     assert vendor.asked == ["x/a"]
+    vendor.now += FIRST_PAUSE_MS
+    with pytest.raises(Unavailable, match="in time"):
+        vendor.look_up("x/a")
+    assert vendor.asked == ["x/a", "x/a"]
     vendor.let_go()
     assert vendor.look_up("x/a", may_wait=False) == {"x/a": b"good"}
 

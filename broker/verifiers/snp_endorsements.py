@@ -29,7 +29,7 @@ from broker.verifiers.snp_report import CHIP_ID_BYTES, TCB_LAYOUT, Line
 from keys.errors import EndorsementError, ProtocolError
 
 PREFIX = "amd/"
-MAX_NAME_CHARS = 256
+MAX_FOUND_CHARS = 256  # of what is no name, in an error
 TURIN_HW_ID_BYTES = 8
 SPL_MAX = 255
 
@@ -75,7 +75,7 @@ def crl_name(line: Line) -> str:
 
 def read_name(name: str) -> Vcek | RevocationList:
     """What `name` says. Raises ProtocolError for what is no name, or is one in another spelling."""
-    match = _NAME.match(name) if len(name) <= MAX_NAME_CHARS else None
+    match = _NAME.match(name)
     if match is None or match["line"] not in set(Line):
         raise _no_name(name)
     line = Line(match["line"])
@@ -148,7 +148,7 @@ def _no_name(name: str) -> ProtocolError:
     return ProtocolError(
         "not the name of an endorsement",
         expected='like "amd/vcek/v1/Milan/crl"',
-        found=repr(name[:MAX_NAME_CHARS]),
+        found=repr(name[:MAX_FOUND_CHARS]),
     )
 
 
