@@ -364,10 +364,13 @@ def test_nobody_waits_for_ever(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) 
         vendor.look_up("x/a")
     with pytest.raises(Unavailable, match="now"):
         vendor.look_up("x/b")
+    assert vendor.begun.wait(20)
     assert vendor.asked == ["x/a"]
     vendor.now += FIRST_PAUSE_MS
+    vendor.begun.clear()
     with pytest.raises(Unavailable, match="in time"):
         vendor.look_up("x/a")
+    assert vendor.begun.wait(20)
     assert vendor.asked == ["x/a", "x/a"]
     vendor.let_go()
     assert vendor.look_up("x/a", may_wait=False) == {"x/a": b"good"}
