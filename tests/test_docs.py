@@ -258,7 +258,9 @@ def test_the_known_answer_of_the_wrapping_is_right() -> None:
 
 def test_every_platform_has_a_page() -> None:
     """A platform whose evidence is judged has a document of its own."""
-    assert {f"{tee}.md" for tee in (*VERIFIERS, Tee.SEV)} == {path.name for path in (ROOT / "docs/platforms").glob("*.md")}
+    assert {f"{tee}.md" for tee in (*VERIFIERS, Tee.SEV)} == {
+        path.name for path in (ROOT / "docs/platforms").glob("*.md")
+    }
 
 
 # --- form ---
