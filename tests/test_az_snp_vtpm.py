@@ -217,10 +217,11 @@ def test_leaked_seeds() -> None:
 def test_needs() -> None:
     """With a fitting VCEK the evidence needs nothing, otherwise the one that the report names."""
     helpful = (crl_name(Line.GENOA),)
+    ids = (vm().ak_id, f"snp-chip:{chip().hw_id.hex()}")
     for version in (0, 1, 2):
         complete = decode_evidence(vm().evidence(DATA, version))
-        assert VERIFIER.needs(complete) == EndorsementRequest(helpful=helpful)
-    missing = EndorsementRequest(required=(VCEK_NAME,), helpful=helpful)
+        assert VERIFIER.needs(complete) == EndorsementRequest(ids, helpful=helpful)
+    missing = EndorsementRequest(ids, required=(VCEK_NAME,), helpful=helpful)
     assert VERIFIER.needs(replace(complete, vcek=None)) == missing
     assert VERIFIER.needs(replace(complete, vcek=b"garbage")) == missing
     _, older = amd().vcek(tcb=TCBS[Line.GENOA] | {"snp": 24})
@@ -589,4 +590,6 @@ def test_real_hardware_report() -> None:
     with pytest.raises(VerificationError, match="quote is signed by the attestation key"):
         VERIFIER.verify(evidence, Endorsements(trusted=built_in()), Binding(DATA), at, trace)
     assert len(trace.failed) == 1
-    assert VERIFIER.needs(evidence) == EndorsementRequest(helpful=(crl_name(Line.GENOA),))
+    needed = VERIFIER.needs(evidence)
+    assert (needed.required, needed.helpful) == ((), (crl_name(Line.GENOA),))
+    assert [name.partition(":")[0] for name in needed.instance_ids] == ["az-ak", "snp-chip"]

@@ -79,6 +79,16 @@ def test_a_debug_guest_is_not_even_attested(house: House) -> None:
     assert failed(house.lines("acme", ledger.ATTEST)[0]) == ["debugging is off"]
 
 
+def test_a_refusal_reaches_the_owner_of_the_chip(house: House) -> None:
+    """A guest that names no key and is refused leaves its line with whoever enrolled the chip that it claims."""
+    chip = Chip(FakeAmd())
+    house.put(RecordKind.INSTANCE, "acme", "db-1", parse_instance({"snp_chip_id": chip.hw_id.hex()}).to_body())
+    with pytest.raises(VerificationError):
+        house.attest(SnpGuest(chip, policy=0x30000 | 1 << 19))
+    line = house.lines("acme", ledger.ATTEST)[0]
+    assert (line.verdict, line.subject) == ("refused", f"snp-chip:{chip.hw_id.hex()}")
+
+
 def test_an_images_floors_add_to_the_operators(house: House) -> None:
     """A floor in the image denies a guest that the broker's floors let in."""
     house.image("acme", "ovmf", IMAGE + "[snp.floors]\nmin_guest_svn = 3\n")

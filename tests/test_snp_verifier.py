@@ -253,7 +253,8 @@ def test_version_2_has_its_line_from_the_chain() -> None:
     claims = verify(evidence(report), endorsed(floors=floors), trace=trace)
     assert (claims.facts["product"], claims.facts["cpuid"]) == (Line.GENOA, None)
     assert said(trace, "processor is of the chain's product line") is Verdict.NOT_REQUIRED
-    assert VERIFIER.needs(evidence(report)) == EndorsementRequest(helpful=(crl_name(Line.GENOA),))
+    ids = (f"snp-chip:{chip().hw_id.hex()}",)
+    assert VERIFIER.needs(evidence(report)) == EndorsementRequest(ids, helpful=(crl_name(Line.GENOA),))
     assert VERIFIER.needs(evidence(report, vcek=b"")) == EndorsementRequest()
 
 
@@ -383,8 +384,9 @@ def test_what_the_verifier_asks_for(line: Line) -> None:
     """A certificate only where the evidence brings none that fits; the revocation list always; never a VLEK."""
     of = chip(line)
     crl = (crl_name(line),)
-    assert VERIFIER.needs(evidence(of=of)) == EndorsementRequest(helpful=crl)
-    missing = EndorsementRequest(required=(vcek_name(line, of.hw_id, of.tcb),), helpful=crl)
+    ids = (f"snp-chip:{of.hw_id.hex()}",)
+    assert VERIFIER.needs(evidence(of=of)) == EndorsementRequest(ids, helpful=crl)
+    missing = EndorsementRequest(ids, required=(vcek_name(line, of.hw_id, of.tcb),), helpful=crl)
     assert VERIFIER.needs(evidence(of=of, vcek=b"")) == missing
     assert VERIFIER.needs(evidence(of=of, vcek=Chip(FakeAmd(line), of.hw_id[::-1]).vek)) == missing
     vlek = chip(line, CSP_ID)

@@ -31,6 +31,7 @@ there too, and `any` does not let him in.
 from __future__ import annotations
 
 import hmac
+from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -61,9 +62,13 @@ class AzSnpVtpmVerifier:
         return decode_evidence(evidence)
 
     def needs(self, evidence: AzSnpEvidence) -> EndorsementRequest:
-        """The VCEK where the evidence brings none that fits, and the line's revocation list."""
+        """The VCEK where the evidence brings none that fits, the line's revocation list, and under which ids an owner
+        may have enrolled the VM or its chip.
+        """
         try:
-            return needed(_hardware_evidence(evidence, parse_hcl(evidence.hcl_report)))
+            hcl = parse_hcl(evidence.hcl_report)
+            request = needed(_hardware_evidence(evidence, hcl))
+            return replace(request, instance_ids=(read_runtime_data(hcl.runtime_data).ak_id, *request.instance_ids))
         except VerificationError:  # `verify` will say so, with a trace
             return EndorsementRequest()
 

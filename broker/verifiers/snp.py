@@ -121,7 +121,8 @@ class SnpVerifier:
 
 
 def needed(evidence: SnpEvidence) -> EndorsementRequest:
-    """The VCEK where the evidence brings none that fits its report, and the line's revocation list.
+    """The VCEK where the evidence brings none that fits its report, the line's revocation list, and under which id an
+    owner may have enrolled the chip that the report names, so that a refusal is known to him.
 
     A VLEK only ever comes with the evidence. Version 2 names no processor, so its VCEK cannot be asked for either.
     """
@@ -132,10 +133,12 @@ def needed(evidence: SnpEvidence) -> EndorsementRequest:
         return EndorsementRequest()
     sent = _sent(report, evidence)
     if sent is not None and _fits(report, sent):
-        return EndorsementRequest(helpful=(crl_name(sent.line),))
-    name = None if line is None else _vcek_name(report, line)
+        return EndorsementRequest(_claimed(report, sent.line), helpful=(crl_name(sent.line),))
+    if line is None:
+        return EndorsementRequest()
+    name = _vcek_name(report, line)
     return EndorsementRequest(
-        required=() if name is None else (name,), helpful=() if line is None else (crl_name(line),)
+        _claimed(report, line), required=() if name is None else (name,), helpful=(crl_name(line),)
     )
 
 
@@ -234,12 +237,20 @@ def _fits(report: Report, vek: Vek) -> bool:
     )
 
 
+def _names_chip(report: Report) -> bool:
+    return report.signing_key is SigningKey.VCEK and report.chip_id != _MASKED
+
+
+def _claimed(report: Report, line: Line) -> tuple[str, ...]:
+    """The instance id that the report claims; nothing is verified yet."""
+    return (f"snp-chip:{_chip(report, line)}",) if _names_chip(report) else ()
+
+
 def _vcek_name(report: Report, line: Line) -> str | None:
     """Under what name a VCEK for this report would be found; None where there can be none."""
-    if report.signing_key is not SigningKey.VCEK or report.chip_id == _MASKED:
+    if not _names_chip(report):
         return None
-    hw_id = report.chip_id[:8] if line is Line.TURIN else report.chip_id
-    return vcek_name(line, hw_id, tcb(report.reported_tcb, line))
+    return vcek_name(line, bytes.fromhex(_chip(report, line)), tcb(report.reported_tcb, line))
 
 
 def _intermediates(evidence: SnpEvidence, endorsements: Endorsements) -> tuple[x509.Certificate, ...]:
