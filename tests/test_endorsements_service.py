@@ -284,6 +284,34 @@ def test_too_many_requests_holds_for_the_whole_source(vendor: Vendor) -> None:
     assert vendor.store.pauses(["x/"]) == {}
 
 
+def test_fetches_that_fail_together_are_one_failure(vendor: Vendor) -> None:
+    """Whoever makes many fetches run into one outage at once does not make its pause longer."""
+    vendor.gate = threading.Event()
+    vendor.gives = {f"x/{number}": failed(whole=True) for number in range(4)}
+    with ThreadPoolExecutor(4) as pool:
+        fetches = [pool.submit(vendor.look_up, name) for name in vendor.gives]
+        while len(vendor.asked) < len(fetches):
+            assert vendor.begun.wait(20)
+        vendor.gate.set()
+        for fetch in fetches:
+            with pytest.raises(FetchFailed):
+                fetch.result(20)
+    assert vendor.store.pauses(["x/"])["x/"].until == vendor.now + FIRST_PAUSE_MS
+
+
+def test_failure_after_somebody_else_found_nothing(vendor: Vendor) -> None:
+    """A fetch that fails while another process has just learned that there is no such thing is one failure."""
+    vendor.gate, vendor.gives["x/a"] = threading.Event(), failed(whole=False)
+    with ThreadPoolExecutor(1) as pool:
+        fetch = pool.submit(vendor.look_up, "x/a")
+        assert vendor.begun.wait(20)
+        vendor.store.pause("x/a", FetchPause(0, True, NOW + ABSENT_MS, NOW + ABSENT_MS))
+        vendor.gate.set()
+        with pytest.raises(FetchFailed):
+            fetch.result(20)
+    assert vendor.store.pauses(["x/a"])["x/a"].failures == 1
+
+
 def test_success_does_not_lift_a_pause_that_came_meanwhile(vendor: Vendor) -> None:
     """A fetch that was under way when the vendor asked to be left alone does not undo that."""
     vendor.gives["x/b"] = b"good"
@@ -405,6 +433,22 @@ def test_only_so_many_fetches_at_once(vendor: Vendor, monkeypatch: pytest.Monkey
     assert vendor.look_up("x/b") == {"x/b": b"good"}
 
 
+def test_fetch_that_cannot_begin_holds_nothing(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be made the caller hears it at once, and the next one fetches as if nothing had been."""
+    monkeypatch.setattr(module, "FETCHERS", 1)
+    vendor.service = EndorsementService(vendor.store, [vendor.source], clock=lambda: vendor.now)
+    vendor.gives["x/a"] = b"good"
+
+    def full(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(Unavailable, match="threads"):
+            vendor.look_up("x/a")
+    assert vendor.look_up("x/a") == {"x/a": b"good"}
+
+
 # --- budgets ---
 
 
@@ -446,3 +490,27 @@ def test_a_minute_has_so_many_fetches(vendor: Vendor) -> None:
     assert made == [True] * FETCHES_PER_MINUTE + [False] * 5
     assert vendor.look_up(helpful=("x/list",)) == {}
     assert "x/list" not in vendor.asked
+
+
+@pytest.mark.parametrize("problem", [failed(whole=True), failed(whole=True, pause_ms=MINUTE_MS)])
+def test_after_an_outage_enrolled_machines_come_first(vendor: Vendor, problem: FetchFailed) -> None:
+    """Strangers wait twice as long, so that nobody's inventions keep the vendor from answering for enrolled ones."""
+    vendor.store.put_record(Record(RecordKind.INSTANCE, "acme", "web", 1, {}, NOW, "test"), ["chip:x/enrolled"])
+    vendor.gives |= {"x/invented": problem, "x/enrolled": b"good", "x/list": b"list 1 1"}
+    assert spend_one(vendor, "x/invented")
+    pause = vendor.store.pauses(["x/"])["x/"].until - vendor.now
+    vendor.now += pause
+    assert not spend_one(vendor, "x/stranger")
+    assert vendor.look_up(helpful=("x/list",), client="guest") == {"x/list": b"list 1 1"}
+    assert vendor.look_up("x/enrolled", client="guest") == {"x/enrolled": b"good"}
+    assert not spend_one(vendor, "x/stranger")
+    vendor.now += pause
+    assert spend_one(vendor, "x/stranger")
+
+
+def spend_one(vendor: Vendor, name: str) -> bool:
+    """Whether a guest whose machine is `name` made the vendor be asked."""
+    before = len(vendor.asked)
+    with suppress(Unavailable):
+        vendor.look_up(name, client="guest")
+    return len(vendor.asked) > before

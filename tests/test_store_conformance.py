@@ -479,6 +479,15 @@ def test_only_the_oldest_of_what_was_not_kept_goes(store: Store) -> None:
     assert names == ["fetched-1", "fetched-2", "kept-0", "kept-1", "kept-2"]
 
 
+def test_what_is_fetched_anew_makes_no_room(store: Store) -> None:
+    """Revocation lists are few and their editions must not go back: however much else is fetched, they stay."""
+    store.put_endorsement(replace(endorsement("amd/crl", "02"), fresh_until=NOW + 1), most=1)
+    for number in range(3):
+        store.put_endorsement(endorsement(f"amd/{number}", at=NOW + 1 + number), most=1)
+    assert [one.name for one in store.all_endorsements()] == ["amd/2", "amd/crl"]
+    assert not store.put_endorsement(endorsement("amd/crl", "01"), most=1)
+
+
 def test_pauses_are_remembered_until_they_expire(store: Store) -> None:
     """A pause is found by its name until it is lifted, replaced or purged."""
     pause, other = FetchPause(3, True, NOW + 1, NOW + 2), FetchPause(1, False, NOW, NOW + 3)

@@ -5,8 +5,9 @@
     (2) What is due is fetched, unless the source is off, or it or this name is paused: after a failure for a delay that
         grows, after "too many requests" for as long as the source said, after "no such thing" for a while.
     (3) One fetch a name at a time in a process; whoever else wants it waits for that one.
-    (4) A minute has a budget of fetches: in all, for machines that no owner enrolled, and for one client. So a stranger
-        with invented chip ids can use up neither the vendor's patience nor what enrolled machines need.
+    (4) A minute has a budget of fetches: in all, for machines that no owner enrolled, and for one client. Where the
+        whole source is paused, machines that no owner enrolled wait twice as long. So a stranger with invented chip ids
+        can keep enrolled machines from nothing for long, even where he has used up the vendor's patience.
     (5) What came is stored only if it is genuine and is what its name says; everything else counts as an outage. An
         older issue never replaces a newer one, and the number of fetched things is bounded.
 
@@ -34,7 +35,7 @@ from keys.errors import EndorsementError, ProtocolError, Unavailable
 
 WAIT_S = 8.0  # seconds that one caller waits for one fetch
 FETCHERS = 8  # fetches under way in one process
-MOST_FETCHED = 4096  # entries of the store that nobody imported
+MOST_FETCHED = 4096  # entries of the store that nobody imported, beside revocation lists, of which a line has one
 REFRESH_MS = 24 * 3600_000  # after which a revocation list is fetched anew
 STALE_REFRESH_MS = 3600_000  # the same where the source itself has only one that is past its time
 FIRST_PAUSE_MS = 5_000  # after a failure; doubles with each further one
@@ -80,12 +81,15 @@ class EndorsementService:
             for name in names
             if _is_due(held.get(name), now) and (source := self._source(name)) is not None and source.fetch is not None
         }
-        pauses = self._store.pauses({*due, *(source.prefix for source in due.values())}) if due else {}
+        sources = {name for source in due.values() for name in (source.prefix, _strangers(source))}
+        pauses = self._store.pauses({*due, *sources}) if due else {}
         for name, source in due.items():  # what is required comes first
             required = name in request.required
             try:
                 if _is_absent(name, source, pauses, now):
                     continue
+                if _is_paused(_strangers(source), pauses, now) and self._is_strangers(name, source, client):
+                    raise Unavailable("an endorsement cannot be fetched now for a machine that is not enrolled")
                 if not may_wait:
                     raise WouldWait("an endorsement must be fetched", found=name)
                 data = self._fetch(name, source, now, client)
@@ -126,14 +130,22 @@ class EndorsementService:
         What is about no one machine is the same for all guests, and counts for none of them.
         """
         budgets: dict[str, int] = {}
-        instance_id = source.instance_id(name)
-        if client is not None and instance_id is not None:
+        if client is not None and source.instance_id(name) is not None:
             budgets[f"{source.prefix} for {client}"] = CLIENTS_FETCHES_PER_MINUTE
-            if not self._store.by_alias(RecordKind.INSTANCE, instance_id):
-                budgets[f"{source.prefix} for strangers"] = STRANGERS_FETCHES_PER_MINUTE
+            if self._is_strangers(name, source, client):
+                budgets[_strangers(source)] = STRANGERS_FETCHES_PER_MINUTE
         for counter, limit in (budgets | {f"{source.prefix} in all": FETCHES_PER_MINUTE}).items():
             if self._store.hit(counter, MINUTE_MS, now) > limit:
                 raise Unavailable("too many endorsements were fetched in this minute", found=counter)
+
+    def _is_strangers(self, name: str, source: Source, client: str | None) -> bool:
+        """Whether a guest wants it for a machine that no owner enrolled."""
+        instance_id = source.instance_id(name)
+        return (
+            client is not None
+            and instance_id is not None
+            and not self._store.by_alias(RecordKind.INSTANCE, instance_id)
+        )
 
     def _fetch(self, name: str, source: Source, now: int, client: str | None) -> bytes | None:
         """What the source has under `name`, genuine and stored; None where it has nothing. Raises Unavailable."""
@@ -149,7 +161,7 @@ class EndorsementService:
         except TimeoutError:
             if first:  # the thread is left behind; nobody joins it any more
                 self._land(name, flight)
-                self._pause(source.prefix)
+                self._pause_all(source)
             raise Unavailable("an endorsement did not come in time", found=name) from None
 
     def _start(self, name: str, source: Source, now: int, client: str | None, flight: Flight) -> None:
@@ -157,12 +169,16 @@ class EndorsementService:
             self._spend(name, source, now, client)
             if not self._free.acquire(blocking=False):
                 raise Unavailable("too many endorsements are being fetched")
+            # A daemon: a source that does not answer must not keep the broker from stopping.
+            thread = threading.Thread(target=self._fly, args=(name, source, flight), name="roomkey-fetch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._free.release()
+                raise Unavailable("no endorsements are being fetched: there are no more threads") from None
         except Exception as error:  # noqa: BLE001  raised again by whoever waits for it
             self._land(name, flight)
             flight.set_exception(error)
-            return
-        # A daemon: a source that does not answer must not keep the broker from stopping.
-        threading.Thread(target=self._fly, args=(name, source, flight), name="roomkey-fetch", daemon=True).start()
 
     def _fly(self, name: str, source: Source, flight: Flight) -> None:
         try:
@@ -191,7 +207,10 @@ class EndorsementService:
             genuine = None if data is None else source.check(name, data, at=_time(self._clock()))
         except FetchFailed as error:
             _log.warning("not fetched %s: %s", name, error)
-            self._pause(source.prefix if error.whole else name, error.pause_ms)
+            if error.whole:
+                self._pause_all(source, error.pause_ms)
+            else:
+                self._pause(name, error.pause_ms)
             raise
         except (EndorsementError, ProtocolError) as error:
             _log.warning("not genuine, and so not kept: %s: %s", name, error)
@@ -225,12 +244,21 @@ class EndorsementService:
         new = StoredEndorsement(name, genuine.data, edition, kept, now, fresh_until)
         return self._store.put_endorsement(new, most=MOST_FETCHED)
 
-    def _pause(self, name: str, at_least_ms: int = 0) -> None:
-        before = self._store.pauses((name,)).get(name)
+    def _pause_all(self, source: Source, at_least_ms: int = 0) -> None:
+        delay = self._pause(source.prefix, at_least_ms)
+        until = self._clock() + 2 * delay
+        self._store.pause(_strangers(source), FetchPause(0, False, until, until))
+
+    def _pause(self, name: str, at_least_ms: int = 0) -> int:
+        """How long, in milliseconds."""
+        before, now = self._store.pauses((name,)).get(name), self._clock()
         failures = 1 if before is None else before.failures + 1
+        if before is not None and now < before.until:  # begun before that pause: the same outage, seen once more
+            failures = max(before.failures, 1)
         delay = max(at_least_ms, min(FIRST_PAUSE_MS << min(failures - 1, 16), LONGEST_PAUSE_MS))
-        until = self._clock() + delay
+        until = now + delay
         self._store.pause(name, FetchPause(failures, False, until, until + FAILURE_MEMORY_MS))
+        return delay
 
 
 def _is_due(held: StoredEndorsement | None, now: int) -> bool:
@@ -242,10 +270,18 @@ def _is_absent(name: str, source: Source, pauses: Mapping[str, FetchPause], now:
     own = pauses.get(name)
     if own is not None and own.absent and now < own.until:
         return True
-    for pause in (own, pauses.get(source.prefix)):
-        if pause is not None and now < pause.until:
-            raise Unavailable("an endorsement cannot be fetched now", found=name)
+    if _is_paused(name, pauses, now) or _is_paused(source.prefix, pauses, now):
+        raise Unavailable("an endorsement cannot be fetched now", found=name)
     return False
+
+
+def _is_paused(name: str, pauses: Mapping[str, FetchPause], now: int) -> bool:
+    return name in pauses and now < pauses[name].until
+
+
+def _strangers(source: Source) -> str:
+    """Under what name the fetches for machines that no owner enrolled are counted and paused."""
+    return f"{source.prefix} for strangers"
 
 
 def _time(now: int) -> datetime:

@@ -245,7 +245,8 @@ class EndorsementStore(Protocol):
     def put_endorsement(self, endorsement: StoredEndorsement, *, most: int) -> bool:
         """Store it in place of an edition that is not newer; False, and nothing changed, where the stored one is.
 
-        What was kept stays kept. Of those that are not, the oldest go until at most `most` are left.
+        What was kept stays kept. What is fetched anew stays too: its edition must not go back. Of all others the oldest
+        go until at most `most` are left.
         """
         ...
 

@@ -361,7 +361,7 @@ class SqliteStore:
             ).fetchall()
             connection.execute(
                 "DELETE FROM endorsement WHERE rowid IN (SELECT rowid FROM endorsement WHERE kept = 0 "
-                "ORDER BY stored_at DESC, name LIMIT -1 OFFSET ?)",
+                "AND fresh_until IS NULL ORDER BY stored_at DESC, name LIMIT -1 OFFSET ?)",
                 (most,),
             )
         return bool(stored)
