@@ -7,12 +7,10 @@ Everything looks as AMD makes it (56860, 57230, 58369), and everything can be ma
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
-from uuid import UUID
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,8 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
 from broker.claims import Trusted
-from broker.verifiers.snp_report import POLICY_BITS, SIGNED_BYTES, TCB_LAYOUT, Line, SigningKey, line_of
+from broker.verifiers.snp_report import POLICY_BITS, SIGNED_BYTES, TCB_LAYOUT, Line, SigningKey
 from keys import b64
+from tests.fakes import snp_bytes
+from tests.fakes.snp_bytes import GUIDS
 
 START, END = (
     datetime(2025, 1, 1, tzinfo=UTC),
@@ -44,13 +44,6 @@ SERIALS = {
     Line.MILAN: (0x10000, 0x10001, 0x10101),
     Line.GENOA: (0x20000, 0x20002, 0x20101),
     Line.TURIN: (0x30000, 0x30001, 0x30101),
-}
-GUIDS = {
-    "vcek": UUID("63da758d-e664-4564-adc5-f4b93be8accd"),
-    "vlek": UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"),
-    "ask": UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"),
-    "ark": UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"),
-    "crl": UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea"),
 }
 PSS = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
 POLICY = 1 << 17 | 1 << POLICY_BITS["smt_allowed"]
@@ -336,37 +329,10 @@ class Chip:
 
 def kbs_json(report: bytes, certificates: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """The form of stock KBS guests: the sev crate's structure. `certificates` by the names in GUIDS."""
-
-    def number(name: str) -> int:
-        at, size = FIELDS[name]
-        return int.from_bytes(report[at : at + size], "little")
-
-    def octets(name: str) -> list[int]:
-        at, size = FIELDS[name]
-        return list(report[at : at + size])
-
-    version, cpuid = number("version"), octets("cpuid")
-    layout = TCB_LAYOUT[Line.MILAN if version == 2 else line_of((cpuid[0], cpuid[1], cpuid[2]))]
-    body: dict[str, Any] = {name: number(name) for name in ("version", "guest_svn", "policy", "vmpl", "key_info")}
-    body |= {"sig_algo": number("signature_algo"), "plat_info": number("platform_info")}
-    for name in (
-        "family_id", "image_id", "report_data", "measurement", "host_data", "id_key_digest", "author_key_digest",
-        "report_id", "report_id_ma", "chip_id",
-    ):  # fmt: skip
-        body[name] = octets(name)
-    for name in ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"):
-        body[name] = {"fmc": None} | {part: octets(name)[place] for part, place in layout.items()}
-    for name in ("current", "committed"):
-        body[name] = dict(zip(("build", "minor", "major"), octets(f"{name}_version"), strict=True))
-    for place, name in enumerate(("cpuid_fam_id", "cpuid_mod_id", "cpuid_step")):
-        body[name] = cpuid[place] if version >= 3 else None
-    for name in ("launch_mit_vector", "current_mit_vector"):
-        body[name] = number(name) if version >= 5 else None
-    body["signature"] = {"r": list(report[0x2A0:0x2E8]), "s": list(report[0x2E8:0x330])}
     chain = None
     if certificates is not None:
-        chain = [{"cert_type": kind.upper(), "data": list(data)} for kind, data in certificates.items()]
-    return {"attestation_report": body, "cert_chain": chain}
+        chain = [snp_bytes.chain_entry(kind, data) for kind, data in certificates.items()]
+    return snp_bytes.kbs_json(report, chain)
 
 
 def raw_evidence(report: bytes, certificates: Mapping[str, bytes] | None = None) -> dict[str, Any]:
@@ -383,12 +349,7 @@ def tsm_evidence(report: bytes, certificates: Mapping[str, bytes] | None = None)
 
 def cert_table(certificates: Mapping[str, bytes]) -> bytes:
     """The GUID table of an extended report, filled up to whole pages of 4 KiB."""
-    at = 24 * (len(certificates) + 1)
-    header = b""
-    for kind, data in certificates.items():
-        header += struct.pack("<16sII", GUIDS[kind].bytes, at, len(data))
-        at += len(data)
-    table = header + bytes(24) + b"".join(certificates.values())
+    table = snp_bytes.cert_table((GUIDS[kind], data) for kind, data in certificates.items())
     return table + bytes(-len(table) % 4096)
 
 
