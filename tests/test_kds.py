@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -118,10 +120,35 @@ def test_a_service_that_stops_in_the_middle_is_left(kds: FakeKds, monkeypatch: p
 
 def test_a_service_that_goes_on_too_long_is_left(kds: FakeKds, monkeypatch: pytest.MonkeyPatch) -> None:
     """However steadily the bytes come, beyond the time for the whole answer it is a failure."""
-    monkeypatch.setattr(module, "TOTAL_S", -1.0)
+    times = iter((0.0, 0.0, 100.0))  # at the start, after the header, after the first piece of the body
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
     kds.always = Reply(body=b"long")
     error = failure(kds)
     assert (error.whole, error.message) == (True, "AMD's KDS answers too slowly")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_header_that_goes_on_too_long_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
+    """Before the body, too, the time for the whole answer ends the wait, however long one read may take."""
+    monkeypatch.setattr(module, "READ_S", 20.0)
+    monkeypatch.setattr(module, "TOTAL_S", 0.1)
+    ca = TlsCa(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca.ca_file))
+    with FakeKds(tls=ca.server_context() if secure else None) as kds:
+        kds.always = Reply(gate=kds.gate())
+        started = time.monotonic()
+        error = failure(kds)
+    assert (error.whole, error.message) == (True, "AMD's KDS answers too slowly")
+    assert len(kds.asked) == 1
+    assert time.monotonic() - started < module.READ_S
+
+
+def test_a_header_that_was_cut_off_is_no_answer(kds: FakeKds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came until the time was over is not taken for an answer without a body, or for one that there is nothing."""
+    times = iter((0.0, 100.0))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    kds.always = Reply(404)
+    assert failure(kds).whole
 
 
 def test_no_proxy_of_the_environment_is_used(kds: FakeKds, monkeypatch: pytest.MonkeyPatch) -> None:

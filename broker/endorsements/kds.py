@@ -14,12 +14,17 @@ seeing which chips a broker asks about, and from holding a revocation list back.
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from broker.endorsements.source import FetchFailed
@@ -27,7 +32,7 @@ from broker.verifiers.snp_endorsements import PREFIX
 
 CONNECT_S = 3.0  # seconds, for one address
 READ_S = 3.0  # seconds, for one read
-TOTAL_S = 6.0  # seconds, for the answer as a whole
+TOTAL_S = 6.0  # seconds, for the answer as a whole: its header, and its body
 MAX_BYTES = 64 * 1024  # of one answer; a VCEK has 1.4 KiB, the longest revocation list so far 1 KiB
 PIECE_BYTES = 16 * 1024
 RETRY_AFTER_S = 60  # where KDS does not say
@@ -48,8 +53,10 @@ class Kds:
         try:
             request = self._pool().urlopen("GET", path, redirect=False, preload_content=False, decode_content=False)
             with closing(request) as response:  # and its connection, which nobody needs again
+                _in_time(deadline)
                 body = _read(response, deadline) if response.status == 200 else b""
         except (HTTPError, OSError) as error:
+            _in_time(deadline)
             raise FetchFailed("AMD's KDS does not answer", found=type(error).__name__, whole=True) from None
         if response.status == 404:
             return None
@@ -63,9 +70,48 @@ class Kds:
     def _pool(self) -> urllib3.HTTPConnectionPool:
         host, timeout = self._parts.hostname or "", urllib3.Timeout(connect=CONNECT_S, read=READ_S)
         if self._parts.scheme == "http":
-            return urllib3.HTTPConnectionPool(host, self._parts.port, timeout=timeout, retries=False)
+            pool = urllib3.HTTPConnectionPool(host, self._parts.port, timeout=timeout, retries=False)
+            pool.ConnectionCls = _Connection
+            return pool
         tls = ssl.create_default_context()  # the system's CAs; names are checked
-        return urllib3.HTTPSConnectionPool(host, self._parts.port, timeout=timeout, retries=False, ssl_context=tls)
+        pool = urllib3.HTTPSConnectionPool(host, self._parts.port, timeout=timeout, retries=False, ssl_context=tls)
+        pool.ConnectionCls = _TlsConnection
+        return pool
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> Any:
+        with _cut_off(self.sock):
+            return super().getresponse()
+
+
+class _TlsConnection(HTTPSConnection):
+    def getresponse(self) -> Any:
+        with _cut_off(self.sock):
+            return super().getresponse()
+
+
+@contextmanager
+def _cut_off(sock: Any) -> Iterator[None]:
+    """End the connection in TOTAL_S: a header can come byte by byte, and no timeout of a read ends that."""
+
+    def cut() -> None:
+        with suppress(OSError):  # it may just have been closed
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which would say goodbye
+
+    timer = threading.Timer(TOTAL_S, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _in_time(deadline: float) -> None:
+    """Raises FetchFailed after the deadline. What came by then may have been cut off, and is not looked at."""
+    if time.monotonic() > deadline:
+        raise FetchFailed("AMD's KDS answers too slowly", found=f"over {TOTAL_S:.0f} seconds", whole=True)
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
@@ -75,8 +121,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
         body += piece
         if len(body) > MAX_BYTES:
             raise FetchFailed("AMD's KDS answered too much", found=f"over {MAX_BYTES} bytes", whole=False)
-        if time.monotonic() > deadline:
-            raise FetchFailed("AMD's KDS answers too slowly", found=f"over {TOTAL_S:.0f} seconds", whole=True)
+        _in_time(deadline)
     return body
 
 
