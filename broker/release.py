@@ -220,12 +220,14 @@ def check_wanted(path: ResourcePath, wanted: Wanted, announced: str | None, trac
 def _previous_clock(services: Services, wanted: Wanted, claims: Claims) -> dict[str, Any] | None:
     """The clock mark in the newest line about this machine, under whichever of its ids. A readmission leaves none.
 
-    The ids that its owner enrolled count too: with another attestation key it is still the same machine.
+    The ids that its owner enrolled count too: with another attestation key it is still the same machine. What has no
+    clock clears none: a host can start a guest of its own on a chip whose Azure VM it puts back to a snapshot.
     """
     ids = {*claims.instance_ids, *(instance_id for ids in wanted.instances.values() for instance_id in ids)}
     kinds = (ledger.RELEASE, ledger.READMIT)
     newest = [services.store.entries(wanted.owner, kinds=kinds, subject=one, limit=1) for one in ids]
-    line = max((line for lines in newest for line in lines), key=lambda line: line.sequence, default=None)
+    told = [line for lines in newest for line in lines if line.kind == ledger.READMIT or line.body["clock"] is not None]
+    line = max(told, key=lambda line: line.sequence, default=None)
     return None if line is None else line.body["clock"]
 
 

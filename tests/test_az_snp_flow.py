@@ -23,6 +23,7 @@ from tests.fakes import tpm_forge as forge
 from tests.fakes.amd import AT, MEASUREMENT, Chip, FakeAmd
 from tests.fakes.az_guest import AzGuest
 from tests.fakes.house import House
+from tests.fakes.snp_guest import SnpGuest
 
 PATH = "acme/disk/root"
 SECRET = b"a disk's key"
@@ -116,6 +117,19 @@ def test_a_vm_put_back_to_a_snapshot_is_noticed(house: House) -> None:
     house.now += 1
     with pytest.raises(AppraisalDenied):
         house.flow(Vm(Clocked(Chip(FakeAmd()), clock=4000)), PATH)
+
+
+def test_another_guest_on_the_chip_does_not_hide_a_snapshot(house: House) -> None:
+    """The host starts an SEV-SNP guest of its own on the VM's chip: its line has no clock, and clears none."""
+    chip = Chip(FakeAmd())
+    house.services = replace(house.services, trusted={**house.services.trusted, Tee.SNP: FakeAmd().trusted()})
+    house.flow(Vm(Clocked(chip, clock=5000)), PATH)
+    house.now += 1
+    with pytest.raises(AppraisalDenied):
+        house.flow(SnpGuest(chip), PATH)
+    house.now += 1
+    with pytest.raises(AppraisalDenied):
+        house.flow(Vm(Clocked(chip, clock=4000)), PATH)
 
 
 class Clocked(AzGuest):
