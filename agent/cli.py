@@ -50,6 +50,8 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
 
     path = ResourcePath.parse(options.key)
     name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
+    if settings.tee is Tee.SEV:  # its one key is gone once it was taken: nothing may be in the way then
+        unlock.check_volume(options.device)
     key = _fetch(settings, path)
     outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper())
     if outcome.opened:
@@ -65,6 +67,8 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
     path = ResourcePath.parse(options.key)
     if options.output is None and sys.stdout.isatty():
         raise ConfigError("a key is not written to a terminal", mend="give --output FILE, or pipe it")
+    if options.output is not None and os.path.lexists(options.output):  # before the key is taken from where it is
+        raise ConfigError(f"{options.output} is there already", mend="give a new file's name")
     key = _fetch(settings, path)
     try:
         _write(options.output, key)

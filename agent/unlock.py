@@ -64,6 +64,12 @@ def volume_name(name: str) -> str:
     return name
 
 
+def check_volume(device: str) -> None:
+    """See that `device` is there and its header in order. Raises VolumeError."""
+    with checked_header(device):
+        pass
+
+
 def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) -> Outcome:
     """Open the LUKS2 volume in `device` (a block device or a file) as `name`, or test the key. `key` is wiped.
 

@@ -15,7 +15,7 @@ from agent.config import Settings
 from agent.doctor import Finding, examine
 from agent.efi_secret import DISK_PASSPHRASE, MAX_SECRET_BYTES, take
 from agent.unlock import Outcome
-from keys.errors import AttesterError, ConfigError
+from keys.errors import AttesterError, ConfigError, VolumeError
 from keys.tee import Tee
 from tests.fakes.sev_guest import FakeKernel
 
@@ -133,10 +133,23 @@ def test_unlock_opens_with_the_launchs_secret(secrets: Path, tmp_path: Path, mon
         given.append((device, name, bytes(key)))
         return Outcome(opened=True, name=name)
 
+    monkeypatch.setattr(unlock, "check_volume", lambda _device: None)
     monkeypatch.setattr(unlock, "open_volume", open_volume)
     options = config(tmp_path, f'tee = "sev"\nsecrets = "{secrets}"\n')
     assert main(["unlock", "/dev/vda2", "--key", "o/disk/root", *options]) == 0
     assert given == [("/dev/vda2", "roomkey-root", KEY)]
+
+
+def test_the_secret_is_not_taken_where_it_cannot_be_used(secrets: Path, tmp_path: Path) -> None:
+    """A missing volume or an output file that is there already costs nothing: the secret is still to be had."""
+    options = config(tmp_path, f'tee = "sev"\nsecrets = "{secrets}"\n')
+    missing = str(tmp_path / "no-disk")
+    assert main(["unlock", missing, "--key", "o/disk/root", *options]) == VolumeError.exit_status
+    there = tmp_path / "there"
+    there.write_text("mine")
+    assert main(["get", "o/disk/root", "--output", str(there), *options]) == ConfigError.exit_status
+    assert there.read_text() == "mine"
+    assert take(str(secrets)) == KEY
 
 
 def test_a_sev_guest_makes_no_evidence(tmp_path: Path) -> None:
