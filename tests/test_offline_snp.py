@@ -22,7 +22,7 @@ from broker.verifiers.snp_report import Line
 from keys import b64
 from keys.errors import ConfigError
 from tests.fakes.amd import AT, MEASUREMENT, Chip, FakeAmd, kbs_json, raw_evidence, tsm_evidence
-from tests.fakes.az_guest import AzGuest
+from tests.fakes.az_guest import ID_KEY_DIGEST, AzGuest
 from tests.vectors import VECTORS, needs_vectors
 
 DATA = bytes(range(48))
@@ -124,6 +124,17 @@ def test_a_revocation_list_counts() -> None:
     assert failed(run(endorsements=[revoking])) == "intermediate is not revoked"
 
 
+def test_no_revocation_list_is_passed_over() -> None:
+    """A list that another would hide, or that stands among certificates, is never left out without a word."""
+    revoking, none = AMD.crl([AMD.ask.serial_number]), AMD.crl()
+    for lists in ([revoking, none], [none, revoking]):
+        with pytest.raises(ConfigError, match="two revocation lists"):
+            run(endorsements=lists)
+    bundle = pem(CHIP.vcek) + x509.load_der_x509_crl(revoking).public_bytes(Encoding.PEM)
+    with pytest.raises(ConfigError, match="among certificates"):
+        run(endorsements=[bundle])
+
+
 def test_the_strict_floors_hold_unless_others_are_given() -> None:
     """A guest that its host may debug is refused, and shown with floors that ask for nothing."""
     debug = evidence_file(tsm_evidence(CHIP.report(DATA, policy=1 << 17 | 1 << 19), CHIP.certificates))
@@ -213,6 +224,26 @@ def test_azures_evidence_is_judged_alone_or_with_the_chips_certificate() -> None
     with pytest.raises(ConfigError, match="lacks the certificate"):
         run(file, tee="az-snp-vtpm")
     assert run(file, tee="az-snp-vtpm", endorsements=[CHIP.vcek]).verdict is Verdict.PASSED
+
+
+@pytest.mark.parametrize(
+    ("expect", "floors", "judged"),
+    [
+        ({}, None, False),
+        ({"sha256:4": AZURE.pcrs[4].hex()}, Floors(), False),
+        ({"measurement": MEASUREMENT.hex()}, None, True),
+        ({"id_key_digest": ID_KEY_DIGEST.hex()}, None, True),
+        ({}, Floors(id_key_digests=(ID_KEY_DIGEST.hex(),)), True),
+    ],
+)
+def test_a_paravisor_that_nobody_named_is_said_not_to_be_judged(
+    expect: dict[str, str], floors: Floors | None, judged: bool
+) -> None:
+    """Anybody's code at VMPL 0 can sign quotes in software: without its digest the trace leaves no doubt of that."""
+    judgement = run(evidence_file(AZURE.evidence(DATA), "az-snp-vtpm"), expect, floors=floors, tee="az-snp-vtpm")
+    assert judgement.verdict is Verdict.PASSED
+    lines = [check for check in judgement.trace.checks if check.verdict is Verdict.NOT_JUDGED]
+    assert [check.name.startswith("paravisor is Microsoft's") for check in lines] == ([] if judged else [True])
 
 
 def test_azures_quote_must_answer_the_challenge() -> None:

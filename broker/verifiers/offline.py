@@ -9,6 +9,7 @@ bare report of 1184 bytes. What stands for the broker's own knowledge differs fr
     snp, az-snp-vtpm    AMD's roots are built in, and the strict floors hold unless others are given: `offline_snp`
 
 Without an anchor, or without a challenge to compare with, nothing can be judged, and that is said instead of a verdict.
+Azure's evidence is as good as its paravisor: where the caller does not expect one, the trace says that none was judged.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from keys.tee import Tee
 
 MAX_FILE_BYTES = 512 * 1024
 MAX_REPORT_DATA_BYTES = 64
+_PARAVISOR = frozenset(("measurement", "id_key_digest"))
 JUDGED = (Tee.AZ_SNP_VTPM, Tee.SNP, Tee.TPM)
 
 
@@ -83,6 +85,9 @@ def judge(
         claims = part.verify(decoded, file.get("instance"), report_data, at, trace)
     except (VerificationError, ProtocolError):
         return Judgement(None, trace, Verdict.FAILED)
+    if claims.tee is Tee.AZ_SNP_VTPM and not _PARAVISOR & expect.keys() and not (floors and floors.id_key_digests):
+        # The quote is signed by whatever key the paravisor names, and anybody can run one of his own.
+        trace.not_judged(Stage.TRUST, "paravisor is Microsoft's (--expect measurement=HEX or id_key_digest=HEX)")
     met = [_expected(name, value, claims, report_data, trace) for name, value in expect.items()]
     return Judgement(claims, trace, Verdict.PASSED if all(met) else Verdict.FAILED)
 

@@ -30,6 +30,7 @@ from keys.tee import Tee
 
 KDS_URL = "https://kdsintf.amd.com/"
 
+_PEM_LIST = b"-----BEGIN X509 CRL-----"
 _KINDS = {"SEV-VCEK": CertificateKind.VCEK, "SEV-VLEK": CertificateKind.VLEK}  # by the subject's common name
 
 Evidence = SnpEvidence | AzSnpEvidence
@@ -75,13 +76,10 @@ class SnpPart:
         try:
             certificates = load_certificates(data)
         except EndorsementError:
-            try:
-                self._found[name_of(data, known)] = data
-            except EndorsementError as error:
-                raise ConfigError(
-                    "an endorsement is neither a certificate nor a revocation list of AMD's", found=error.message
-                ) from error
+            self._keep_list(data, known)
             return []
+        if _PEM_LIST in data:  # the library reads past it, and what it revokes would count for nothing
+            raise ConfigError("a revocation list stands among certificates", mend="give it in a file of its own")
         chain = []
         for certificate in certificates:
             names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -93,3 +91,14 @@ class SnpPart:
             else:
                 self._veks[kind] = certificate.public_bytes(Encoding.DER)
         return chain
+
+    def _keep_list(self, data: bytes, known: Trusted) -> None:
+        try:
+            name = name_of(data, known)
+        except EndorsementError as error:
+            raise ConfigError(
+                "an endorsement is neither a certificate nor a revocation list of AMD's", found=error.message
+            ) from error
+        if name in self._found:  # an old one would hide what the other revokes
+            raise ConfigError("two revocation lists of one product line are given", mend="give the newer one")
+        self._found[name] = data
