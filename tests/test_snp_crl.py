@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.verifiers.snp_crl import MAX_CRL_BYTES, check_current, read_crl
+from broker.verifiers.snp_crl import KNOWN_REVOKED, MAX_CRL_BYTES, check_current, read_crl
 from broker.verifiers.snp_report import Line
 from broker.verifiers.snp_roots import check_ark
 from broker.verifiers.x509 import load_certificate
@@ -247,6 +247,7 @@ def test_recorded_lists(name: str) -> None:
     crl = judge(case, {})()
     assert (str(crl.line), crl.number) == (case["product"], case["crl_number"])
     assert crl.revoked == {int(serial, 16) for serial in case["revoked_serials"]}
+    assert crl.revoked == KNOWN_REVOKED.get(crl.line, frozenset())
     assert (crl.this_update, crl.next_update) == tuple(
         datetime.fromisoformat(case[which]) for which in ("this_update", "next_update")
     )

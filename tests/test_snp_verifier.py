@@ -203,6 +203,19 @@ def test_a_revoked_intermediate_ends_the_chain() -> None:
     assert verify(evidence(), endorsed(**{crl_name(Line.GENOA): AMD.crl([serial + 1])}))
 
 
+def test_what_amd_has_revoked_is_refused_without_a_list() -> None:
+    """The ASK that AMD's lists have named for years ends the chain where no list is at hand, or an emptier one is."""
+    old = AMD.ca_certificate("SEV-Genoa", serial=0x20001)
+    roots_only = replace(endorsed(), trusted=replace(AMD.trusted(), certificates=()))
+    for certificates in ({"ask": old}, {"ask": old, "crl": AMD.crl()}):
+        refused(evidence(**certificates), "AMD revoked before this release", roots_only, error=EndorsementError)
+    assert verify(evidence(ask=old))  # the product's own candidate goes first
+    milan = chip(Line.MILAN)
+    other = milan.amd.ca_certificate("SEV-Milan", serial=0x20001)
+    roots_only = replace(roots_only, trusted=replace(milan.amd.trusted(), certificates=()))
+    assert verify(evidence(of=milan, ask=other), roots_only)  # a number of another line's is none of this one's
+
+
 def test_a_list_that_is_not_the_roots_is_refused() -> None:
     """A revocation list that another key signed is no list, and nothing is released beside it."""
     forged = FakeAmd(copy=1).crl()

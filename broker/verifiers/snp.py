@@ -5,8 +5,8 @@
      (2) there is a certificate of the kind of key that the report names: VCEK or VLEK. The one that came with the
          evidence, or where that is missing or made for another TCB or chip, the one from the vendor's endorsements
      (3) it leads to the ARK of its product line, one of the operator's roots: `snp_certificates`
-     (4) the ARK's revocation lists, those at hand, do not name the intermediate; where the floors require one, one of
-         them is current
+     (4) the ARK's revocation lists, those at hand, do not name the intermediate, nor did one that was there before
+         this release; where the floors require one, one of them is current
      (5) the processor that the report names (version 3 and later) is of the line whose ARK closes the chain. Version 2
          names none: there the line is the chain's, and never guessed from the report
      (6) the certificate's TCB is REPORTED_TCB, in every component under the line's layout
@@ -40,7 +40,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from broker.claims import Binding, Claims, EndorsementRequest, Endorsements, Fact
 from broker.trace import Stage, Trace
 from broker.verifiers.snp_certificates import Chain, Vek, read_vek, verify_chain
-from broker.verifiers.snp_crl import check_current, read_crl
+from broker.verifiers.snp_crl import KNOWN_REVOKED, check_current, read_crl
 from broker.verifiers.snp_endorsements import crl_name, vcek_name
 from broker.verifiers.snp_evidence import CertificateKind, SnpEvidence, decode_evidence
 from broker.verifiers.snp_floors import Floors, check_floors
@@ -268,6 +268,9 @@ def _check_revocation(
 ) -> str:
     """Check (4): "current", "stale" or "none". A stale list still revokes what it names."""
     state, serial = "none", chain.intermediate.serial_number
+    trace.require(Stage.ENDORSEMENT, "intermediate is not one that AMD revoked before this release",
+                  serial not in KNOWN_REVOKED.get(chain.line, ()), found=f"serial {serial:#x}",
+                  mend="get new certificates for this chip", error=EndorsementError)  # fmt: skip
     for data in (found.get(crl_name(chain.line)), evidence.certificates.get(CertificateKind.CRL)):
         if data is None:
             continue
