@@ -308,7 +308,8 @@ def test_it_counts_where_a_rule_names_it(claims: Claims, image: Image) -> None:
 
 @pytest.mark.parametrize(
     ("instance_id", "option"),
-    [("snp-chip:0f", "--chip-id 0f"), ("snp-csp:CN=x:y", "--csp-id CN=x:y"), ("sev-cek:0f", "--sev-cek FILE"),
+    [("snp-chip:0f", "--chip-id 0f"), ("snp-csp:CN=x:y", "--csp-id CN=x:y"), ("snp-csp:x; y", "--csp-id 'x; y'"),
+     ("sev-cek:0f", "--sev-cek FILE"),
      ("az-ak:0f", "--from EVIDENCE"), (AK, "--from EVIDENCE")],
 )  # fmt: skip
 def test_a_stranger_is_told_how_to_be_enrolled(instance_id: str, option: str) -> None:

@@ -19,6 +19,7 @@ somebody with one such chip can forge reports, but only of that chip (`vcek-name
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -186,7 +187,7 @@ def _known_by(claims: Claims) -> str:
     kind, _, value = claims.instance_ids[0].partition(":")
     return {
         "snp-chip": f"--chip-id {value}",
-        "snp-csp": f"--csp-id {value}",
+        "snp-csp": f"--csp-id {shlex.quote(value)}",  # free text, and an owner pastes it
         "sev-cek": "--sev-cek FILE",
     }.get(kind, "--from EVIDENCE")
 
