@@ -298,9 +298,10 @@ class _Value:
         return FetchUrl(text)
 
     def floor(self, name: str) -> object:
-        """One of `Floors`, by itself."""
+        """One of `Floors`, by itself; one by line over its default."""
+        base = replace(NOTHING, **{name: getattr(Floors(), name)})
         try:
-            return getattr(parse_floors({name: self.value}, NOTHING), name)
+            return getattr(parse_floors({name: self.value}, base), name)
         except ProtocolError as error:
             raise _floor_error(self.path, error) from None
 

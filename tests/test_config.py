@@ -114,7 +114,7 @@ def test_everything_can_be_set(path: Path) -> None:
     assert config.snp.floors == Floors(
         min_report_version=2, products=("Genoa",), named_only=(), max_vmpl=2, policy_forbidden=("smt_allowed",),
         policy_required=("single_socket",), min_abi="1.55", platform_forbidden=(), platform_required=("ecc_enabled",),
-        min_reported_tcb=("Genoa snp=30 microcode=84",), min_current_tcb=("Turin fmc=1",),
+        min_reported_tcb=("Milan snp=24", "Genoa snp=30 microcode=84"), min_current_tcb=("Turin fmc=1",),
         min_committed_tcb=("Milan tee=1",), min_launch_tcb=(), committed_is_current=True,
         min_firmware=("Genoa 1.55.40",), launch_mitigations=3, current_mitigations=0xFFFFFFFF, masked_chip_id=True,
         chip_ids=("00112233445566aa",), denied_chip_ids=("00112233445566bb",),
@@ -158,7 +158,7 @@ def test_lists_of_texts_in_the_environment(path: Path) -> None:
         ROOMKEY_SNP_REQUIRE_CRL="true",
     )
     assert (config.snp.products, config.snp.named_only, config.snp.kds_url) == (("Genoa", "Turin"), (), "")
-    assert config.snp.min_reported_tcb == ("Genoa snp=30 tee=1", "Turin snp=4")
+    assert config.snp.min_reported_tcb == ("Milan snp=24", "Genoa snp=30 tee=1", "Turin snp=4")
     assert (config.snp.current_mitigations, config.snp.require_crl) == (0xFFFFFFFF, True)
 
 

@@ -420,6 +420,20 @@ def test_turin_chips_in_either_length() -> None:
 # --- how floors are written ---
 
 
+def test_a_floor_of_one_line_leaves_the_others() -> None:
+    """Who sets Genoa's floor keeps Milan's default, in any order; an empty list drops all of them."""
+    floors = parse_floors({"min_reported_tcb": ["Turin snp=2", "Genoa snp=30"]}, Floors())
+    assert floors.min_reported_tcb == ("Milan snp=24", "Turin snp=2", "Genoa snp=30")
+    assert floors.min_launch_tcb == Floors().min_launch_tcb
+    assert parse_floors({"min_reported_tcb": ["Milan snp=1"]}, Floors()).min_reported_tcb == (
+        "Genoa snp=23",
+        "Milan snp=1",
+    )
+    assert parse_floors({"min_reported_tcb": []}, Floors()).min_reported_tcb == ()
+    older = dataclasses.replace(Floors(), min_firmware=("Milan 1.55",))
+    assert parse_floors({"min_firmware": ["Genoa 1.55.40"]}, older).min_firmware == ("Milan 1.55", "Genoa 1.55.40")
+
+
 def test_every_floor_can_be_written() -> None:
     """Every floor has a reader; what the defaults are can be written down and read again."""
     assert set(READERS) == set(NAMES)
@@ -428,7 +442,7 @@ def test_every_floor_can_be_written() -> None:
         table = {name: getattr(floors, name) for name in NAMES}
         assert parse_floors(table, NOTHING) == floors
         lists = {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
-        assert parse_floors(lists, Floors()) == floors
+        assert parse_floors(lists, NOTHING) == floors
 
 
 def test_only_what_is_named_changes() -> None:

@@ -38,6 +38,7 @@ _FIRMWARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){2}")
 _VECTOR = re.compile(r"0x[0-9a-f]{1,16}")
 _WHOLE = {"policy": "policy", "platform": "platform_info"}  # the fact that has all bits
 _NOTHING_SAID = "nothing"
+_BY_LINE = frozenset((*(f"min_{which}_tcb" for which in TCBS), "min_firmware"))
 
 _Floor = TypeVar("_Floor")
 
@@ -91,11 +92,18 @@ OPERATOR_ONLY = frozenset(("unsafe_debug", "named_only", "masked_chip_id", "requ
 
 
 def parse_floors(table: Mapping[str, object], base: Floors) -> Floors:
-    """`base` with the settings in `table`, each checked. Raises ProtocolError that names the setting."""
+    """`base` with the settings in `table`, each checked. Raises ProtocolError that names the setting.
+
+    A floor by product line replaces that of its own line only: who sets Genoa's does not mean to drop Milan's. An empty
+    list drops them all.
+    """
     for name in table:
         if name not in READERS:
             raise ProtocolError("there is no such floor", found=name[:64], mend=nearest(name, NAMES))
-    floors = replace(base, **{name: READERS[name](name, value) for name, value in table.items()})
+    given = {name: READERS[name](name, value) for name, value in table.items()}
+    floors = replace(
+        base, **given | {name: _merged(getattr(base, name), given[name]) for name in _BY_LINE & given.keys()}
+    )
     for kind in ("policy", "platform"):
         forbidden, required = (getattr(floors, f"{kind}_{word}") for word in ("forbidden", "required"))
         if both := sorted(set(forbidden).intersection(required)):
@@ -105,6 +113,12 @@ def parse_floors(table: Mapping[str, object], base: Floors) -> Floors:
                 mend=f"set {kind}_forbidden without it, or take it out of {kind}_required",
             )
     return floors
+
+
+def _merged(base: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Floors by line, each text beginning with its line: what is given, and for other lines the base's."""
+    named = {text.split()[0] for text in given}
+    return (*(text for text in base if given and text.split()[0] not in named), *given)
 
 
 def check_floors(
