@@ -30,9 +30,10 @@ from keys.strictjson import compact
 from keys.tee import Tee
 from tests.fakes.boot import Boot, pcr_values
 from tests.fakes.ek_ca import EkCa
-from tests.fakes.swtpm import SoftwareTpm, available, nv_define, nv_write, persist, set_up_with_swtpm_setup
+from tests.fakes.swtpm import SoftwareTpm, nv_define, nv_write, persist, set_up_with_swtpm_setup
+from tests.needs import needs_swtpm
 
-pytestmark = pytest.mark.skipif(not available(), reason="swtpm is not installed")
+pytestmark = needs_swtpm
 
 PATH = ResourcePath("owner", "disk", "root")
 REPORT_DATA = bytes(range(48))

@@ -24,10 +24,11 @@ from tests.fakes import luks
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.kbs import FakeKbs, raw, refusal
-from tests.fakes.swtpm import SoftwareTpm, available
+from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls import TlsCa
+from tests.needs import needs_cryptsetup, needs_swtpm
 
-pytestmark = pytest.mark.skipif(not available(), reason="swtpm is not installed")
+pytestmark = needs_swtpm
 
 ROOT = Path(__file__).parent.parent
 KEY = b"the disk's key\n\0\xff"
@@ -129,12 +130,11 @@ def run(machine: Machine, *arguments: str) -> int:
     return main([*arguments, *machine.options])
 
 
+@needs_cryptsetup
 def test_unlock_tests_the_key_where_there_is_no_device_mapper(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """`unlock` of a real LUKS2 file with the broker's key, and plainly said that nothing was opened."""
-    if not Path("/usr/sbin/cryptsetup").exists():
-        pytest.skip("cryptsetup is not installed")
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"")
     os.truncate(disk, 20 << 20)

@@ -32,10 +32,11 @@ from keys.messages import Attestation, Request, ResourcePath
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.kbs import FakeKbs, answer, raw, refusal
-from tests.fakes.swtpm import SoftwareTpm, available
+from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls import TlsCa
+from tests.needs import needs_swtpm
 
-pytestmark = pytest.mark.skipif(not available(), reason="swtpm is not installed")
+pytestmark = needs_swtpm
 
 PATH = ResourcePath("owner", "disk", "root")
 KEY = b"a disk key of 32 bytes, and more"

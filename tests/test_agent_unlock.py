@@ -20,10 +20,8 @@ from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
 from keys.errors import ConfigError, VolumeError
 from keys.secrecy import forbid_core_dumps
 from tests.fakes.luks import rewrite, write
+from tests.needs import needs_cryptsetup
 
-needs_cryptsetup = pytest.mark.skipif(
-    shutil.which("cryptsetup", path=unlock.ENVIRONMENT["PATH"]) is None, reason="cryptsetup is not installed"
-)
 KEY = b"32 bytes\nwith\0 what a text lacks"
 
 FAKE = """#!/bin/sh

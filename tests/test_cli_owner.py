@@ -23,8 +23,8 @@ from tests.fakes.desk import KEY, Desk, open_desk
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.evidence_file import booted, evidence_document, write_evidence
 from tests.fakes.swtpm import SoftwareTpm
-from tests.fakes.swtpm import available as swtpm_available
 from tests.fakes.tpm_guest import FakeTpm
+from tests.needs import needs_swtpm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -379,7 +379,7 @@ def test_what_is_no_key_enrols_no_machine(desk: Desk, evidence: Path, options: l
     assert desk.json("instance", "list") == []
 
 
-@pytest.mark.skipif(not swtpm_available(), reason="swtpm is not installed")
+@needs_swtpm
 def test_what_the_agent_writes_enrols_image_and_machine(desk: Desk, tmp_path: Path) -> None:
     """The agent's own evidence file, of a software TPM with a certificate, is judged, enrolled and drafted from."""
     file, log = tmp_path / "guest.json", tmp_path / "log"

@@ -20,16 +20,16 @@ from agent.deadline import Deadline
 from agent.tpm2_marshal import ALG_SHA256, ALG_SHA384, pcr_selection, read_quote, tpm2b, u16, u32
 from agent.tpm2_transport import Transport
 from keys.errors import AttesterError, RoomkeyError, Unavailable
-from tests.fakes.swtpm import SoftwareTpm, available, nv_write
+from tests.fakes.swtpm import SoftwareTpm, nv_write
+from tests.needs import NO_SWTPM, has_swtpm, needs_swtpm
 
-needs_swtpm = pytest.mark.skipif(not available(), reason="swtpm is not installed")
 EK_TEMPLATE = EK_PROFILES[0].template
 
 
 @pytest.fixture(scope="module")
 def software_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftwareTpm]:
-    if not available():
-        pytest.skip("swtpm is not installed")
+    if not has_swtpm:
+        pytest.skip(NO_SWTPM)
     with SoftwareTpm(tmp_path_factory.mktemp("tpm")) as tpm:
         yield tpm
 

@@ -19,9 +19,9 @@ from agent.deadline import Deadline
 from agent.tpm2 import Tpm
 from agent.tpm2_transport import MAX_RESPONSE_BYTES, Transport, connect
 from keys.errors import AttesterError, ConfigError, Unavailable
-from tests.fakes.swtpm import SoftwareTpm, available
+from tests.fakes.swtpm import SoftwareTpm
+from tests.needs import needs_swtpm
 
-needs_swtpm = pytest.mark.skipif(not available(), reason="swtpm is not installed")
 RESPONSE = b"\x80\x01" + (14).to_bytes(4, "big") + bytes(4) + b"body"
 
 

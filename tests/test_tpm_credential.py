@@ -24,6 +24,7 @@ from keys.messages import TpmCredential
 from tests.fakes import swtpm
 from tests.fakes import tpm_forge as forge
 from tests.fakes.tpm_guest import FakeTpm
+from tests.needs import needs_swtpm
 from tests.vectors import needs_vectors, vector
 
 SECRET = bytes(range(32))
@@ -57,7 +58,7 @@ def test_challenge_opens_in_the_tpm_it_was_made_for(rsa_ek: bool) -> None:
         other.activate(credential)
 
 
-@pytest.mark.skipif(not swtpm.available(), reason="swtpm is not installed")
+@needs_swtpm
 @pytest.mark.parametrize("profile", EK_PROFILES, ids=lambda profile: f"{profile.certificate_index:08x}")
 def test_challenge_opens_in_a_real_tpm(profile: EkProfile, tmp_path: Path) -> None:
     """TPM2_ActivateCredential of a real implementation accepts our credential for each of its EK templates."""

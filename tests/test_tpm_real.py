@@ -19,9 +19,10 @@ from keys.errors import VerificationError
 from keys.messages import Challenge, ResourcePath, TpmCredential
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
-from tests.fakes.swtpm import SoftwareTpm, available
+from tests.fakes.swtpm import SoftwareTpm
+from tests.needs import needs_swtpm
 
-pytestmark = pytest.mark.skipif(not available(), reason="swtpm is not installed")
+pytestmark = needs_swtpm
 
 CA = EkCa()
 DATA = bytes(range(48))

@@ -10,7 +10,9 @@ import pytest
 
 VECTORS = Path(os.environ.get("ROOMKEY_VECTORS") or Path(__file__).parent.parent.parent / "shared" / "vectors")
 
-needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason=f"no recorded evidence at {VECTORS}")
+needs_vectors = pytest.mark.skipif(
+    not VECTORS.is_dir(), reason=f"no recorded evidence at {VECTORS}: set ROOMKEY_VECTORS to a folder that has it"
+)
 
 
 def vector(path: str) -> bytes:

@@ -38,10 +38,6 @@ NV_CERTIFICATE_ATTRIBUTES = 0x42072001
 FILL = b"\xff" * 64  # what real NV areas hold after the certificate
 
 
-def available() -> bool:
-    return shutil.which("swtpm") is not None
-
-
 class SoftwareTpm:
     """One TPM; `state` is its memory. A new `state` directory is a new TPM, with seeds of its own."""
 
