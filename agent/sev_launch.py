@@ -113,12 +113,15 @@ def read_launch(directory: str) -> Launch:
 
 
 def qemu_options(launch: Launch, directory: str, cbitpos: int) -> list[str]:
-    """What QEMU must be started with, one argument each. AMD 55766; QEMU, docs/system/i386/amd-memory-encryption."""
+    """What QEMU must be started with, one argument each. AMD 55766; QEMU, docs/system/i386/amd-memory-encryption.
+
+    kernel-hashes: else a -kernel, its initrd and command line are loaded and not measured. It says nothing without one.
+    """
     folder = os.path.abspath(directory).replace(",", ",,")  # noqa: PTH100  QEMU reads a doubled comma as one
     launch_start = f"policy={launch.policy:#x},dh-cert-file={folder}/{GODH},session-file={folder}/{SESSION}"
     return [
         *("-machine", "confidential-guest-support=sev0"),
-        *("-object", f"sev-guest,id=sev0,cbitpos={cbitpos},reduced-phys-bits=1,{launch_start}"),
+        *("-object", f"sev-guest,id=sev0,cbitpos={cbitpos},reduced-phys-bits=1,kernel-hashes=on,{launch_start}"),
         *("-S", "-qmp", f"unix:{folder}/{MONITOR},server=on,wait=off"),
     ]
 

@@ -31,7 +31,6 @@ DISK_PASSPHRASE = UUID("736869e5-84f0-4973-92ec-06879ce3da0b")  # as GRUB and li
 
 KEY_BYTES = 16  # of TEK and TIK
 IV_BYTES = 16
-MAC_BYTES = 32
 MEASURE_BYTES = 32
 HEADER_BYTES = 52
 BLOCK_BYTES = 16  # the packet's length is a multiple of it

@@ -193,7 +193,7 @@ def test_start_posts_the_chain_and_writes_qemus_files(host: Host) -> None:
 
 
 def test_qemus_options_are_those_of_the_launch(tmp_path: Path) -> None:
-    """Policy, files and monitor are given as QEMU reads them; a comma in a path is doubled."""
+    """Policy, files and monitor are given as QEMU reads them, a kernel is measured; a comma in a path is doubled."""
     options = qemu_options(Launch("l", "u", "r", 0x31002F), str(tmp_path / "a,b"), 47)
     folder = str(tmp_path / "a,b").replace(",", ",,")
     files = f"dh-cert-file={folder}/godh.b64,session-file={folder}/session.b64"
@@ -201,7 +201,7 @@ def test_qemus_options_are_those_of_the_launch(tmp_path: Path) -> None:
         "-machine",
         "confidential-guest-support=sev0",
         "-object",
-        f"sev-guest,id=sev0,cbitpos=47,reduced-phys-bits=1,policy=0x31002f,{files}",
+        f"sev-guest,id=sev0,cbitpos=47,reduced-phys-bits=1,kernel-hashes=on,policy=0x31002f,{files}",
         "-S",
         "-qmp",
         f"unix:{folder}/qmp.sock,server=on,wait=off",

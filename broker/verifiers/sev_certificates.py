@@ -43,7 +43,6 @@ CA_CERTIFICATE_BYTES = {832: 2048, 1600: 4096}  # length -> bits of the modulus
 CA_HEADER_BYTES = 64
 VERSION = 1
 P384 = 2  # the curve's number
-FIELD_BYTES = 48  # of P-384
 INTEGER_BYTES = 72  # a coordinate, r or s
 RSA_EXPONENT = 65537
 

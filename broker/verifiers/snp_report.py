@@ -24,7 +24,6 @@ REPORT_BYTES = 1184
 SIGNED_BYTES = 0x2A0  # from the start
 REPORT_DATA = slice(0x50, 0x90)
 CHIP_ID_BYTES = 64
-TCB_BYTES = 8
 VERSIONS = range(2, 6)
 ECDSA_P384_SHA384 = 1
 P384_ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
