@@ -246,6 +246,7 @@ def test_kernel_leaves_nothing_to_note(ovmf: Path, tmp_path: Path) -> None:
     """With direct kernel boot the digest covers what starts, so there is nothing to warn of."""
     (tmp_path / "kernel").write_bytes(b"kernel")
     assert "Note" not in run(*SNP, ovmf, "--kernel", tmp_path / "kernel", "--append", "ro").stderr
+    assert "kernel-hashes=on" in run(*SNP, ovmf, "--kernel", tmp_path / "kernel", "--append", "ro").stderr
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -321,6 +321,8 @@ def _answer(
     """Print the digest, or store it, and say what to do next."""
     if launch.kernel is None:
         next_step("Note: without --kernel the digest says what the firmware is, and nothing of what it starts.")
+    elif launch.vmm is Vmm.QEMU:
+        next_step("Launch the guest with kernel-hashes=on at QEMU's sev object: without it the kernel is not measured.")
     text = image_toml(launch, values)
     if put_as is not None:
         client = OwnerClient(identity_at(identity_path))
