@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
 REPORT_DATA_BYTES = 48  # SHA-384, as in `keys.binding`
 INTERRUPTED = 130
+OVERRIDES = ("brokers", "broker_keys", "ca_file", "tee", "tpm", "eventlog", "timeout", "unsafe_plain_kbs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `arguments` None: the process's own."""
     options = _parser().parse_args(arguments)
     try:
-        overrides = {
-            name: getattr(options, name) for name in ("brokers", "ca_file", "tee", "tpm", "eventlog", "timeout")
-        }
+        overrides = {name: getattr(options, name) for name in OVERRIDES}
         status: int = options.run(options, load(options.config, overrides))
     except RoomkeyError as error:
         _say(f"error: {error}")
@@ -52,7 +51,7 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
     name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
     if settings.tee is Tee.SEV:  # its one key is gone once it was taken: nothing may be in the way then
         unlock.check_volume(options.device)
-    key = _fetch(settings, path)
+    key = _fetch(options, settings, path)
     outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper())
     if outcome.opened:
         _say(f"opened {options.device} as /dev/mapper/{outcome.name}")
@@ -69,7 +68,7 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
         raise ConfigError("a key is not written to a terminal", mend="give --output FILE, or pipe it")
     if options.output is not None and os.path.lexists(options.output):  # before the key is taken from where it is
         raise ConfigError(f"{options.output} is there already", mend="give a new file's name")
-    key = _fetch(settings, path)
+    key = _fetch(options, settings, path)
     try:
         _write(options.output, key)
     finally:
@@ -77,10 +76,10 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _fetch(settings: Settings, path: ResourcePath) -> bytearray:
+def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) -> bytearray:
     """The key at `path`. From here on the process cannot be dumped.
 
-    A SEV guest has one key, whatever the path: the one that its launch was given.
+    A SEV guest has one key, whatever the path: the one that its launch was given. Nobody has signed for it.
     """
     from keys.secrecy import forbid_core_dumps  # noqa: PLC0415
 
@@ -88,12 +87,16 @@ def _fetch(settings: Settings, path: ResourcePath) -> bytearray:
     if settings.tee is Tee.SEV:
         from agent.efi_secret import take  # noqa: PLC0415
 
+        if options.at_least > 1:
+            raise ConfigError("the secret of a launch has no version", mend="ask without --at-least")
         return take(settings.secrets)
     from agent.client import fetch  # noqa: PLC0415
+    from agent.ticket import read_ticket  # noqa: PLC0415
 
+    ticket = read_ticket(options.ticket, settings.ticket)
     deadline = Deadline(settings.timeout)
     with _attester(settings, deadline) as attester:
-        return fetch(settings, attester, path, deadline)
+        return fetch(settings, attester, path, deadline, at_least=options.at_least, ticket=ticket)
 
 
 def _evidence(options: argparse.Namespace, settings: Settings) -> int:
@@ -164,6 +167,14 @@ def _hex(text: str) -> bytes:
     return data
 
 
+def _version(text: str) -> int:
+    """A key's version, for argparse. Raises ValueError."""
+    version = int(text)
+    if version < 1:
+        raise ValueError(text)
+    return version
+
+
 def _write(path: str | None, data: bytes | bytearray) -> None:
     """To a new file that only its owner may read, or to standard output. An existing file is never touched."""
     try:
@@ -193,21 +204,31 @@ def _parser() -> argparse.ArgumentParser:
         "--broker", metavar="URL", action="append", dest="brokers", help="a broker's address; repeat it for others"
     )
     common.add_argument("--ca-file", metavar="PEM", help="the only CA that may vouch for a broker")
+    common.add_argument("--broker-keys", metavar="FILE", help="the pinned keys of the broker: a JWK set")
     common.add_argument("--tee", metavar="NAME", help="this machine's platform: tpm (default), snp or sev")
     common.add_argument("--tpm", metavar="WAY", help="device:PATH, swtpm:unix:PATH or swtpm:HOST:PORT")
     common.add_argument("--eventlog", metavar="FILE", help='the firmware\'s event log; "" sends none')
     common.add_argument("--timeout", metavar="SECONDS", type=int, help="for the whole conversation (default 15)")
+    common.add_argument(
+        "--unsafe-plain-kbs", action="store_const", const=True, help="take a key that no broker has signed for"
+    )
+
+    asking = argparse.ArgumentParser(add_help=False)
+    asking.add_argument(
+        "--at-least", metavar="VERSION", type=_version, default=1, help="refuse an older version of the key"
+    )
+    asking.add_argument("--ticket", metavar="FILE", help="the ticket of a machine that is not enrolled yet")
 
     parser = argparse.ArgumentParser(prog="roomkey-agent", description="Attest this machine and use a key for it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    unlock = commands.add_parser("unlock", parents=[common], help="get a key and open a LUKS2 volume with it")
+    unlock = commands.add_parser("unlock", parents=[common, asking], help="get a key and open a LUKS2 volume with it")
     unlock.add_argument("device", metavar="DEVICE|FILE")
     unlock.add_argument("--key", metavar="OWNER/TYPE/TAG", required=True)
     unlock.add_argument("--name", help="for /dev/mapper (default: roomkey-TAG)")
     unlock.set_defaults(run=_unlock)
 
-    get = commands.add_parser("get", parents=[common], help="get a key")
+    get = commands.add_parser("get", parents=[common, asking], help="get a key")
     get.add_argument("key", metavar="OWNER/TYPE/TAG")
     get.add_argument("--output", metavar="FILE", help="a new file, mode 0600 (default: standard output)")
     get.set_defaults(run=_get)

@@ -3,7 +3,8 @@
 
     POST /kbs/v0/auth            what this guest is, which key it wants   -> nonce, and a session cookie
     POST /kbs/v0/attest          evidence over nonce and ephemeral key    -> a token, which the session keeps for us
-    GET  /kbs/v0/resource/PATH                                            -> the key, wrapped to the ephemeral key
+    GET  /kbs/v0/resource/PATH                                            -> the key, wrapped to the ephemeral key,
+                                                                             in an envelope that the broker has signed
 
 The ephemeral key lives for one attempt. All that a broker says of a refusal is a decision's id; the owner reads the
 reasons with `roomkey decision show ID`.
@@ -13,12 +14,16 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from agent import versions
 from agent.connection import MAX_ANSWER_BYTES, Answer, Connection, Endpoint, endpoint, tls_context
+from agent.release import Demand, Opened, demand, opened
 from keys import binding, jwe, jwk, strictjson
+from keys.envelope import MEDIA_TYPE
 from keys.errors import (
     ConfigError,
     FreshnessError,
@@ -30,6 +35,7 @@ from keys.errors import (
     VerificationError,
 )
 from keys.messages import Attestation, Challenge, Request, ResourcePath
+from keys.secrecy import wipe
 
 if TYPE_CHECKING:
     from agent.attesters.registry import Attester
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from agent.deadline import Deadline
 
 PREFIX = "/kbs/v0"
+JSON = "application/json"
 ERROR_TYPE_PREFIX = "https://github.com/confidential-containers/kbs/errors/"
 FIRST_BACKOFF = 0.5  # seconds; the longest wait after the first failure, doubled after each
 LONGEST_BACKOFF = 5.0
@@ -72,8 +79,16 @@ class _Later(Unavailable):
     after = 0.0
 
 
-def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: Deadline) -> bytearray:
-    """The key at `path`, from the first broker that gives it.
+def fetch(
+    settings: Settings,
+    attester: Attester,
+    path: ResourcePath,
+    deadline: Deadline,
+    *,
+    at_least: int = 1,
+    ticket: str | None = None,
+) -> bytearray:
+    """The key at `path`, in version `at_least` or newer, from the first broker that gives it. `ticket` goes along.
 
     A broker that cannot be reached, or that does not keep to the protocol, is passed over for the next. After a round
     all are tried again if one of them may come back, until the deadline. A refusal ends it at once: another broker of
@@ -81,6 +96,7 @@ def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: 
     """
     if not settings.brokers:
         raise ConfigError("no broker", mend="set brokers in the agent's config, or give --broker")
+    wanted = demand(settings, path, at_least=at_least, ticket=ticket)
     targets = [endpoint(url) for url in settings.brokers]
     tls = tls_context(settings.ca_file) if any(target.secure for target in targets) else None
     backoff = FIRST_BACKOFF
@@ -93,7 +109,7 @@ def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: 
             # Each broker gets an equal share of what is left, so that a silent first one cannot use up all of it.
             with Conversation(target, tls if target.secure else None, deadline.share(untried)) as conversation:
                 try:
-                    return conversation.fetch(attester, path)
+                    got = conversation.fetch(attester, wanted)
                 except FreshnessError as error:
                     stale += 1
                     if stale > MAX_FRESHNESS_RETRIES:
@@ -104,6 +120,8 @@ def fetch(settings: Settings, attester: Attester, path: ResourcePath, deadline: 
                     wait = max(wait, getattr(error, "after", 0.0))
                 except ProtocolError as error:
                     failure = error
+                else:
+                    return _remembered(settings, wanted, got, deadline)
         room = deadline.remaining() - SHORTEST_ATTEMPT
         jitter = random.uniform(0, min(backoff, max(room, 0)))  # noqa: S311  keeps guests apart, guards nothing
         pause = max(wait, jitter)
@@ -126,9 +144,12 @@ class Conversation:
     def __exit__(self, *exc: object) -> None:
         self._connection.close()
 
-    def fetch(self, attester: Attester, path: ResourcePath) -> bytearray:
-        """auth, attest, resource. Raises RoomkeyError of the kind that `refusal` makes of the broker's answer."""
-        request = attester.request(path)
+    def fetch(self, attester: Attester, wanted: Demand) -> Opened:
+        """auth, attest, resource. Raises RoomkeyError of the kind that `refusal` makes of the broker's answer, and
+        what `opened` raises.
+        """
+        request = attester.request(wanted.path)._replace(ticket=wanted.ticket)
+        began = _now_ms()
         challenge = self.challenge(request)
         activation = attester.accept(challenge)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -137,8 +158,12 @@ class Conversation:
         message = Attestation(challenge.nonce, tee_pubkey, attester.evidence(bound, activation))
         answer = _json(self._ask("POST", "/attest", message.to_json()), "the attestation's answer")
         strictjson.members(answer, name="the attestation's answer", required=frozenset(("token",)))
-        wrapped = _json(self._ask("GET", f"/resource/{path}", None), "the wrapped key")
-        return bytearray(jwe.unseal(wrapped, key, activation=activation))
+        session_id = self._cookie  # what the next answer sets comes too late
+        plain = wanted.keys is None
+        accept, max_bytes = (JSON, jwe.MAX_PLAINTEXT_BYTES) if plain else (MEDIA_TYPE, jwe.MAX_ENVELOPE_BYTES)
+        wrapped = _json(self._ask("GET", f"/resource/{wanted.path}", None, accept), "the wrapped key")
+        plaintext = jwe.unseal(wrapped, key, activation=activation, max_bytes=max_bytes)
+        return opened(plaintext, wanted, message, session_id=session_id, elapsed_ms=_now_ms() - began)
 
     def challenge(self, request: Request) -> Challenge:
         """The answer to /auth; the session's cookie is kept."""
@@ -147,14 +172,14 @@ class Conversation:
             raise ProtocolError("the broker sent no session cookie", expected="kbs-session-id")
         return challenge
 
-    def _ask(self, method: str, path: str, message: dict[str, Any] | None) -> bytes:
+    def _ask(self, method: str, path: str, message: dict[str, Any] | None, accept: str = JSON) -> bytes:
         """The body of a 200. The cookie of an earlier answer goes along, a new one replaces it."""
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": accept}
         if self._cookie:
             headers["Cookie"] = f"kbs-session-id={self._cookie}"
         body = None
         if message is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = JSON
             body = strictjson.compact(message)
         answer = self._connection.ask(method, PREFIX + path, body, headers)
         if answer.status != 200:
@@ -163,6 +188,22 @@ class Conversation:
             if match := _COOKIE.match(cookie.partition(";")[0].strip()):
                 self._cookie = match[1]
         return answer.body
+
+
+def _remembered(settings: Settings, wanted: Demand, got: Opened, deadline: Deadline) -> bytearray:
+    """The key, once its version is written down where the settings say so."""
+    try:
+        if settings.versions and got.version is not None:
+            versions.remember(settings.versions, wanted.path, got.version, deadline)
+    except RoomkeyError:
+        wipe(got.secret)
+        raise
+    return got.secret
+
+
+def _now_ms() -> int:
+    """Milliseconds on a clock that only goes forward, also while this machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def refusal(path: str, answer: Answer) -> RoomkeyError:

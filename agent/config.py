@@ -10,14 +10,19 @@
     sev_guest = "/dev/sev-guest"                and where otherwise
     secrets = "/sys/kernel/security/secrets/coco"   what a SEV launch put into this guest
     timeout = 15                                seconds for the whole conversation with the brokers
+    broker_keys = "/etc/roomkey/broker-keys.json"   the keys whose signature on a release counts: a JWK set
+    unsafe_plain_kbs = false                    take keys that no broker has signed for
+    versions = ""                               where the newest version of each key is remembered; "" nowhere
+    ticket = ""                                 the file with the ticket of a machine that is not enrolled yet
 
-The file is part of what must be measured (it sits in the initramfs): who changes it chooses the broker.
+The files are part of what must be measured (they sit in the initramfs): who changes them chooses the broker.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from agent.files import read
 from keys.errors import ConfigError
 from keys.tee import Tee
 
@@ -38,6 +43,13 @@ class Settings(NamedTuple):
     sev_guest: str = "/dev/sev-guest"
     secrets: str = "/sys/kernel/security/secrets/coco"
     timeout: int = 15
+    broker_keys: str = "/etc/roomkey/broker-keys.json"
+    unsafe_plain_kbs: bool = False
+    versions: str = ""
+    ticket: str = ""
+
+
+_TEXTS = ("ca_file", "tee", "tpm", "eventlog", "tsm", "sev_guest", "secrets", "broker_keys", "versions", "ticket")
 
 
 def load(path: str | None, overrides: dict[str, Any]) -> Settings:
@@ -50,9 +62,11 @@ def load(path: str | None, overrides: dict[str, Any]) -> Settings:
     for key in values:
         if key not in Settings._fields:
             raise ConfigError(f"unknown setting {key}", expected=", ".join(Settings._fields))
-    for key in ("ca_file", "tee", "tpm", "eventlog", "tsm", "sev_guest", "secrets"):
+    for key in _TEXTS:
         if not isinstance(values.get(key, ""), str):
             raise ConfigError(f"setting {key} must be a string")
+    if not isinstance(values.get("unsafe_plain_kbs", False), bool):
+        raise ConfigError("setting unsafe_plain_kbs must be true or false")
     brokers = values.get("brokers", [])
     if not isinstance(brokers, list) or not all(isinstance(url, str) for url in brokers):
         raise ConfigError("setting brokers must be a list of URLs")
@@ -66,17 +80,11 @@ def load(path: str | None, overrides: dict[str, Any]) -> Settings:
 
 
 def _read(path: str, *, must_exist: bool) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  pathlib would cost milliseconds at boot
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
+    data = read(path, what="the config file", max_bytes=MAX_CONFIG_BYTES)
+    if data is None:
         if not must_exist:
             return {}
-        raise ConfigError(f"no config file {path}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the config file {path} cannot be read", found=str(error)) from None
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"the config file {path} is too long", expected=f"at most {MAX_CONFIG_BYTES} bytes")
+        raise ConfigError(f"no config file {path}")
     import tomllib  # noqa: PLC0415  only where there is a file to read
 
     try:

@@ -19,6 +19,7 @@ from agent.config import Settings
 from agent.connection import endpoint, tls_context
 from agent.deadline import Deadline
 from agent.eventlog import replay
+from agent.release import pinned_keys
 from agent.tpm2 import Tpm
 from agent.tpm2_marshal import ALG_SHA256, HASHES
 from agent.unlock import ENVIRONMENT, has_device_mapper
@@ -30,7 +31,9 @@ Probe = Callable[[Settings, Deadline], str]
 
 
 class Finding(NamedTuple):
-    """`about` and `found` are words for a console; `mend` is empty where nothing is wrong."""
+    """`about` and `found` are words for a console; `mend` is empty where nothing is wrong. What is ok and has one all
+    the same is a warning.
+    """
 
     about: str
     ok: bool
@@ -47,6 +50,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings = [_finding(about, probe, settings) for about, probe in probes]
     if settings.tee is Tee.SEV:
         return findings
+    findings.append(_broker_keys(settings))
     if not settings.brokers:
         findings.append(Finding("broker", ok=False, found="none", mend="set brokers in the agent's config"))
     one_by_one = ((url, settings._replace(brokers=(url,))) for url in settings.brokers)
@@ -54,11 +58,12 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def table(findings: list[Finding]) -> str:
-    """The findings as lines: verdict, what, what was found, and under a failure what mends it."""
+    """The findings as lines: verdict, what, what was found, and under a failure or warning what mends it."""
     width = max(len(finding.about) for finding in findings)
     lines = []
     for about, ok, found, mend in findings:
-        lines.append(f"{'ok  ' if ok else 'FAIL'}  {about:{width}}  {found}")
+        verdict = "FAIL" if not ok else "warn" if mend else "ok  "
+        lines.append(f"{verdict}  {about:{width}}  {found}")
         if mend:
             lines.append(f"{'':6}{'':{width}}  mend: {mend}")
     return "\n".join(lines) + "\n"
@@ -70,6 +75,18 @@ def _finding(about: str, probe: Probe, settings: Settings) -> Finding:
     except RoomkeyError as error:
         return Finding(about, ok=False, found=str(error), mend=error.mend or "")
     return Finding(about, ok=True, found=found, mend="")
+
+
+def _broker_keys(settings: Settings) -> Finding:
+    about = "broker keys"
+    if settings.unsafe_plain_kbs:
+        words = "unsafe_plain_kbs: a key is taken from whoever the pinned CA vouches for, of any version"
+        return Finding(about, ok=True, found=words, mend="take it away where the broker is a Roomkey")
+    return _finding(about, _pinned, settings)
+
+
+def _pinned(settings: Settings, _deadline: Deadline) -> str:
+    return f"{settings.broker_keys}: {', '.join(pinned_keys(settings.broker_keys).by_kid)}"
 
 
 def _tpm(settings: Settings, deadline: Deadline) -> str:

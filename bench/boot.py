@@ -26,7 +26,7 @@ def measure(server: BrokerServer, ca: EkCa, directory: Path) -> list[float]:
         tpm.measure_boot(Boot(), log)
         command = [
             str(AGENT), "get", "/".join(KEY), "--broker", server.url, "--ca-file", str(server.ca_file),
-            "--tpm", tpm.address, "--eventlog", str(log),
+            "--broker-keys", str(server.keys_file), "--tpm", tpm.address, "--eventlog", str(log),
         ]  # fmt: skip
         times = []
         for _ in range(RUNS + 1):

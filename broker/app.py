@@ -24,12 +24,13 @@ from broker.http.call import Call
 from broker.http.edge import JSON, Edge
 from broker.http.routes import ROUTES, Access, Route
 from broker.services import Services
+from broker.signing import load_signer
 from broker.store import open_store
 from broker.tokens import TokenSigner, load_signing_key
 from broker.verifiers import sev_roots
 from keys import strictjson
 from keys.custody.local import LocalCustody
-from keys.errors import ConfigError, ProtocolError
+from keys.errors import ConfigError, ProtocolError, Unauthorized
 from keys.tee import Tee
 
 
@@ -62,6 +63,7 @@ def build_services(config: Config) -> Services:
         audience=config.broker.audience,
         lifetime_s=config.token.lifetime_s,
     )
+    signer = load_signer(config)
     amd = amd_trusted(config)
     trusted = {
         Tee.TPM: Trusted(
@@ -75,6 +77,7 @@ def build_services(config: Config) -> Services:
         store=store,
         custody=custody,
         tokens=tokens,
+        signer=signer,
         audience=config.broker.audience,
         trusted=trusted,
         endorsements=endorsement_service(config, store),
@@ -119,6 +122,13 @@ def _owner_view(route: Route, edge: Edge) -> Callable[[dict[str, str]], Response
             audience=services.audience,
             now=now,
         )
+        if who.role not in route.roles:
+            raise Unauthorized(
+                "this key may only propose images",
+                expected="a key that may do everything",
+                found=f"role {who.role}",
+                mend="sign with another of the owner's keys, or let the operator register this one as such",
+            )
         answer = route.handler(Call(services, who, now, params), _decode(route, body))
         return Response(msgspec.json.encode(answer), route.status, mimetype=JSON)
 

@@ -7,7 +7,12 @@
 (2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
 (3) The nonce in the message is the session's, compared in constant time.
 (4) The verifier judges the evidence against the binding: nonce, guest's key, init-data.
-(5) The line is durable, then the result is remembered under the session, then the token is signed.
+(5) A machine that its owner has revoked gets no token: neither from the owner whose key it wants, nor from the one who
+    alone vouches for its attestation key.
+(6) The line is durable, then the result is remembered under the session, then the token is signed.
+
+Where the evidence is refused and the guest has said which key it wants, its owner also reads what the key's rule would
+have said: of genuine evidence below the operator's floors all of it, else that it was not judged.
 """
 
 from __future__ import annotations
@@ -20,17 +25,22 @@ from typing import Any, NamedTuple
 
 from broker import initdata, ledger, session
 from broker.appraisal.ear import ear_claims
-from broker.appraisal.instances import Instance
-from broker.claims import Binding, Claims, Endorsements, Trusted, Verifier
+from broker.appraisal.image_life import when
+from broker.appraisal.instances import Instance, Standing
+from broker.appraisal.judge import judge, not_judged
+from broker.claims import BelowFloors, Binding, Claims, Endorsements, Trusted, Verifier
+from broker.gather import Attested, gather, known_guests, owner_of, with_others
 from broker.services import Services
 from broker.store.protocols import Consumption, Record, RecordKind
 from broker.trace import Stage, Trace
 from broker.verifiers.registry import verifier_for
 from keys import strictjson
 from keys.binding import report_data
-from keys.errors import FreshnessError, NotFound, ProtocolError, RoomkeyError, VerificationError
+from keys.errors import FreshnessError, ProtocolError, RoomkeyError, VerificationError
 from keys.messages import Attestation, ResourcePath, TpmDeclaration
 from keys.tee import Tee
+
+TRUSTED_BY_OWNER = "enrolled"
 
 _STATES = {
     Consumption.JUDGE: "unused and in time",
@@ -92,25 +102,33 @@ def attest(
         ledger.record(services, id_=decision, owner=owner, at=now, kind=ledger.ATTEST, verdict=verdict,
                       subject=ids[0] if ids else "", body=body)  # fmt: skip
 
+    claims: Claims | None = None
     try:
         trace.require(Stage.ROOT_OF_TRUST, "challenge", outcome is Consumption.JUDGE and attempt is not None,
                       expected=_STATES[Consumption.JUDGE], found=_STATES[outcome],
                       mend="let the guest ask for a new challenge", error=FreshnessError)  # fmt: skip
         assert attempt is not None  # narrowing: the line above has raised
         claims = _judge(attempt, message, services, now, trace)
+        _check_not_revoked(claims, attempt, owner, services, trace)  # (5)
     except Exception as error:
         # The challenge is gone whatever went wrong, a fault of our own too, so the attempt must leave its line.
         known = error if isinstance(error, RoomkeyError) else VerificationError("the broker failed while judging")
         known.decision = decision
         if not trace.failed:
             trace.fail(Stage.ROOT_OF_TRUST, known)
-        line("refused", None)
+        if isinstance(error, BelowFloors):
+            claims = error.claims
+        _explain(attempt, owner, claims, services, decision, evidence, now, trace)
+        line("refused", claims)
         raise
-    line("genuine", claims)  # (5)
+    line("genuine", claims)  # (6)
     body = {
         "claims": claims.to_json(),
         "tee_pubkey": message.tee_pubkey.members,
         "resource": attempt.challenge["resource"],
+        "session": name,
+        "ticket": attempt.challenge["ticket"],
+        "nonce": message.nonce,
         "activation": None if attempt.tpm is None else {"session": name, "nonce": attempt.challenge["nonce"]},
         "challenged_at": attempt.challenge["issued_at"],
         "attested_at": now,
@@ -174,6 +192,58 @@ def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int
     return attempt.verifier.verify(attempt.evidence, endorsements, bound_to, at, trace)  # (4)
 
 
+def _check_not_revoked(claims: Claims, attempt: _Attempt, owner: str, services: Services, trace: Trace) -> None:
+    """Step (5). Raises VerificationError."""
+    by_owner = claims.trust == TRUSTED_BY_OWNER
+    # Where a vendor vouches for the machine, no owner has a say in this before a key of his is asked for.
+    asked = owner if by_owner or attempt.challenge["resource"] is not None else ""
+    for guest in known_guests(asked, claims.instance_ids, services.store):
+        trace.require(
+            Stage.IDENTITY,
+            f"guest {guest.name} is not revoked by its owner",
+            guest.standing is not Standing.REVOKED,
+            found=f"revoked since {when(guest.since)}, by {guest.who}" + (f": {guest.why}" if guest.why else ""),
+            mend=f"if you trust it again: roomkey guest readmit {guest.name}",
+        )
+    if by_owner:
+        records = [record for found in attempt.enrolled.values() for record in found]
+        standings = {Instance.from_body(record.body or {}).standing for record in records}
+        trace.require(
+            Stage.IDENTITY,
+            "an owner still vouches for the attestation key",
+            standings != {Standing.REVOKED},
+            found="revoked by everybody who enrolled it",
+            mend="roomkey guest list",
+        )
+
+
+def _explain(
+    attempt: _Attempt | None, owner: str, claims: Claims | None, services: Services, decision: str, evidence: str,
+    now: int, trace: Trace,
+) -> None:  # fmt: skip
+    """Add to the trace of refused evidence what the rule of the wanted key would have said. Changes no verdict."""
+    if attempt is None or not owner or attempt.challenge["resource"] is None:
+        return
+    if claims is None:
+        not_judged(trace)
+        return
+    attested = Attested(
+        claims=claims,
+        trace=trace,
+        announced=attempt.challenge["resource"],
+        session=attempt.session,
+        challenged_at=attempt.challenge["issued_at"],
+        attested_at=now,
+        attestation=decision,
+        evidence=evidence,
+    )
+    try:
+        case, _ = gather(ResourcePath.parse(attempt.challenge["resource"]), attested, services, now=now)
+        judge(with_others(case, services.store), trace)
+    except Exception:  # noqa: BLE001  the evidence is refused whatever this says, and the refusal must leave its line
+        not_judged(trace)
+
+
 def _public_areas(enrolled: dict[str, list[Record]], owner: str | None) -> dict[str, bytes]:
     """The enrolled public area under each instance id.
 
@@ -196,10 +266,8 @@ def _owner(attempt: _Attempt | None, services: Services) -> str:
     if attempt is None:
         return ""
     if attempt.challenge["resource"] is not None:
-        name = ResourcePath.parse(attempt.challenge["resource"]).owner
-        try:
-            return services.store.record(RecordKind.OWNER, "", name).name
-        except NotFound:
-            pass
+        owner = owner_of(ResourcePath.parse(attempt.challenge["resource"]), services.store)
+        if owner:
+            return owner
     owners = {record.owner for records in attempt.enrolled.values() for record in records}
     return owners.pop() if len(owners) == 1 else ""

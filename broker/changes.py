@@ -7,12 +7,13 @@ line that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from broker import ledger
 from broker.owners import Identity
 from broker.services import Services
+from broker.store.protocols import Record
 
 FAILED = "failed"
 
@@ -28,6 +29,14 @@ def recorded(services: Services, who: Identity, verdict: str, subject: str, *, w
     except Exception:
         _line(services, who, FAILED, subject, f"{verdict}: {why}", now)
         raise
+
+
+def put_record(services: Services, who: Identity, record: Record, *, why: str, aliases: Sequence[str] = ()) -> None:
+    """Store the next version of one of the owner's records, with its line. Raises Conflict, Unavailable."""
+    verdict = "deleted" if record.body is None else "put"
+    subject = f"{record.kind}/{record.name}@{record.version}"
+    with recorded(services, who, verdict, subject, why=why, now=record.created_at):
+        services.store.put_record(record, aliases)
 
 
 def _line(services: Services, who: Identity, verdict: str, subject: str, why: str, now: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from cryptography import x509
 
 from broker.trace import Trace
+from keys.errors import VerificationError
 from keys.tee import Tee
 
 Fact = str | int | bool | None
@@ -124,6 +125,16 @@ class Claims:
         )
 
 
+class BelowFloors(VerificationError):  # noqa: N818
+    """Genuine evidence that does not meet the operator's floors. `claims` are what it proves all the same: they lead
+    to no token and no key, but the owner is told what else an appraisal would have said.
+    """
+
+    def __init__(self, message: str, claims: Claims, *, expected: str | None, found: str | None, mend: str | None):
+        super().__init__(message, expected=expected, found=found, mend=mend)
+        self.claims = claims
+
+
 class Verifier(Protocol):
     """One platform's judge. Stateless and pure."""
 
@@ -140,5 +151,7 @@ class Verifier(Protocol):
     def verify(
         self, evidence: Any, endorsements: Endorsements, bound_to: Binding, at: datetime, trace: Trace
     ) -> Claims:
-        """The claims of genuine evidence. Raises VerificationError (every check is in `trace` by then)."""
+        """The claims of genuine evidence. Raises VerificationError (every check is in `trace` by then); BelowFloors
+        where only the operator's floors are not met.
+        """
         ...

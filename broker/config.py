@@ -97,6 +97,13 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    """`key_file` signs what agents and owners read of a decision; they have pinned its public half."""
+
+    key_file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Challenge:
     lifetime_s: int = _bounded(MAX_LIFETIME_S, 1, MAX_LIFETIME_S)
 
@@ -166,6 +173,7 @@ class Config:
     store: Store
     custody: Custody
     token: Token
+    signing: Signing
     challenge: Challenge
     tpm: Tpm
     snp: Snp

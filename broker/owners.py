@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: an owner's request carries a short-lived JWT that only the owner's key can sign, for this one request.
 
-Owners are records of the operator's: `{"keys": [{"kid": ..., "jwk": {...}}]}`, public keys only. The algorithm belongs
-to the registered key and is never taken from the token.
+Owners are records of the operator's: `{"keys": [{"kid": ..., "jwk": {...}, "role": ...}]}`, public keys only. The
+algorithm belongs to the registered key and is never taken from the token. So does the role: a key that may only propose
+(a build's) can be stolen, and still nobody gets a disk key for it.
 
 Checks of `authenticate`, in order:
 
@@ -22,6 +23,7 @@ Whatever fails, the answer is the same; the cause of the error says which, for t
 from __future__ import annotations
 
 import hashlib
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import jwt
@@ -48,20 +50,29 @@ _CLAIMS = frozenset(("aud", "exp", "htm", "htu", "iat", "iss", "jti", "sha256"))
 _JWS = jwt.PyJWS()
 
 
+class Role(StrEnum):
+    """What a registered key may do: everything, or only propose images. Which calls that is, the routes say."""
+
+    OWNER = "owner"
+    PROPOSE = "propose"
+
+
 class Identity(NamedTuple):
-    """Who asks: the owner's name and the thumbprint of the key that signed."""
+    """Who asks: the owner's name, the thumbprint of the key that signed, and what that key may do."""
 
     owner: str
     kid: str
+    role: Role
 
 
 class OwnerKey(NamedTuple):
-    """A registered key: RFC 7638 thumbprint, the JWK's members, its one JWS algorithm, and the key."""
+    """A registered key: RFC 7638 thumbprint, the JWK's members, its one JWS algorithm, the key, and what it may do."""
 
     kid: str
     jwk: dict[str, str]
     algorithm: str
     key: PublicKey
+    role: Role = Role.OWNER
 
 
 def parse_key(value: object) -> OwnerKey:
@@ -92,12 +103,23 @@ def parse_key(value: object) -> OwnerKey:
 
 
 def to_body(keys: list[OwnerKey]) -> dict[str, Any]:
-    """The body of an owner's record. Raises ProtocolError unless there are 1 to 16 keys, all different."""
+    """The body of an owner's record. Raises ProtocolError unless there are 1 to 16 keys, all different, one of them for
+    everything.
+    """
     if not 1 <= len(keys) <= MAX_KEYS:
         raise ProtocolError("an owner needs a key", expected=f"1 to {MAX_KEYS} keys", found=str(len(keys)))
     if len({key.kid for key in keys}) != len(keys):
         raise ProtocolError("the owner has that key already")
-    return {"keys": [{"kid": key.kid, "jwk": key.jwk} for key in keys]}
+    if not any(key.role is Role.OWNER for key in keys):
+        raise ProtocolError("an owner needs a key that may do everything", expected="one of role owner")
+    return {"keys": [{"kid": key.kid, "jwk": key.jwk, "role": str(key.role)} for key in keys]}
+
+
+def registered_key(entry: dict[str, Any]) -> OwnerKey:
+    """One of the keys in the body of an owner's record. A key from before there were roles may do everything. Raises
+    ProtocolError or ValueError where `to_body` did not write it.
+    """
+    return parse_key(entry["jwk"])._replace(role=Role(entry.get("role", Role.OWNER)))
 
 
 def authenticate(
@@ -137,7 +159,7 @@ def _authenticate(
     once = hashlib.sha256(strictjson.canonical([claims["iss"], claims["jti"]])).hexdigest()
     if not store.first_use(f"owner {once}", claims["exp"] * 1000):
         raise ProtocolError("the token was used before")
-    return Identity(claims["iss"], key.kid)
+    return Identity(claims["iss"], key.kid, key.role)
 
 
 def _read(header: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -168,7 +190,7 @@ def _registered(store: Store, owner: str, head: dict[str, Any]) -> OwnerKey:
     body = store.record(RecordKind.OWNER, "", owner).body or {}
     for entry in body["keys"]:
         if entry["kid"] == head["kid"]:
-            key = parse_key(entry["jwk"])
+            key = registered_key(entry)
             if head["alg"] != key.algorithm:
                 raise ProtocolError("alg is not the registered key's")
             return key

@@ -3,232 +3,180 @@
 
  (1) The guest's attestation: of its session, else of its token. A token is only a pointer; what counts is what the
      store remembers under its id. (A guest of SEV is attested by its launch: `broker.sev_launches`.)
- (2) The key's owner, the key itself, its release rule, the rule's images and the owner's instances are looked up. What
-     is missing is a failed check like any other.
- (3) A session that announced one key may fetch only that one.
- (4) The claims are appraised; the machine's clock must not have gone back. A trace that came with a failed check leads
-     to no key, whatever appraisal says.
- (5) Custody opens the key; it must fit into what carries it.
- (6) The line in the ledger is durable.
+ (2) All that the decision stands on is looked up (`broker.gather`). What is missing is a failed check like any other.
+ (3) The case is judged (`broker.appraisal.judge`).
+ (4) Custody opens the key; it must fit into what carries it.
+ (5) What only one guest may have is taken: the lease, where the rule forbids clones, and the ticket. Who comes second
+     is denied.
+ (6) The line in the ledger is durable. What the decision changes about the guest follows.
  (7) The key is wrapped to the key that the evidence was bound to, and for a session that declared a TPM with the
-     activation secret besides, which only that TPM opened.
+     activation secret besides, which only that TPM opened. Who asked for it gets the key in a release envelope, signed
+     by the broker (`keys.envelope`).
 
 Whoever is denied learns only the id of the line: no such owner, key or rule looks the same as the wrong measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from broker import ledger, session
-from broker.appraisal.appraise import Outcome, appraise, clock_mark, clock_not_behind
-from broker.appraisal.images import Image
-from broker.appraisal.instances import Instance
-from broker.appraisal.rules import ImageRef, Rule, rule_name
+from broker.appraisal.case import Case
+from broker.appraisal.clock import clock_mark
+from broker.appraisal.identity import Act
+from broker.appraisal.image_life import when
+from broker.appraisal.instances import Bound, Instance, Standing
+from broker.appraisal.judge import Judged, judge
 from broker.claims import Claims
+from broker.gather import Attested, gather, lease_name, with_others
 from broker.services import Services
-from broker.store.protocols import KeyState, RecordKind, StoredKey
+from broker.store.protocols import Record, RecordKind, StoredKey
 from broker.trace import Stage, Trace
-from keys import jwe, jwk
-from keys.errors import AppraisalDenied, FreshnessError, NotFound, ReleaseDenied, Unauthorized, VerificationError
+from keys import envelope, jwe, jwk
+from keys.errors import (
+    AppraisalDenied,
+    Conflict,
+    FreshnessError,
+    NotFound,
+    ReleaseDenied,
+    Unauthorized,
+    VerificationError,
+)
 from keys.messages import ResourcePath
+
+BROKER = "broker"  # who changed a record, where it was no owner
+ENVELOPE_LIFETIME_MS = 60_000  # from the release until the guest must have checked it
+MAX_PENDING = 1000  # machines of one owner that wait for approval
 
 Wrapped = TypeVar("Wrapped")
 
 
-class Wanted(NamedTuple):
-    """What an owner has under a key's path; None or empty for what there is not."""
-
-    owner: str
-    key: StoredKey | None
-    rule: Rule | None
-    images: dict[str, Image]
-    instances: dict[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Attested:
-    """A guest whose evidence was verified. `trace` goes on where the verifier left off. `announced`: the only key that
-    it may ask for, if it named one. Times in milliseconds; `evidence` is the SHA-256 of the evidence in hex.
+class Released(NamedTuple):
+    """What a release says of itself, beside the key: the ledger's line, the key's version, the image that the guest
+    runs and the version of the rule that let it.
     """
 
-    claims: Claims
-    trace: Trace
-    announced: str | None
-    challenged_at: int
-    attested_at: int
-    evidence: str
+    decision: str
+    version: int
+    image: str
+    rule: int
 
 
 def release(
-    path: ResourcePath, services: Services, *, session_id: str | None, token: str | None, now: int
+    path: ResourcePath,
+    services: Services,
+    *,
+    session_id: str | None,
+    token: str | None,
+    now: int,
+    in_envelope: bool = False,
 ) -> dict[str, str]:
     """The key at `path` as a JWE. `session_id` from the cookie, `token` from the Authorization header; `now` in
-    milliseconds.
+    milliseconds. `in_envelope`: the guest asked for a release envelope (`keys.envelope`).
 
     Raises FreshnessError (neither an attested session nor a token), Unauthorized (the token is no good, or what it
     stands for has expired), ReleaseDenied (its `decision` is all that the guest may see), Unavailable.
     """
-    held = _attestation(services, session_id, token, now)  # (1)
+    attestation, held = _attestation(services, session_id, token, now)  # (1)
     attested = Attested(
         claims=Claims.from_json(held["claims"]),
         trace=Trace.from_json(held["trace"]),
         announced=held["resource"],
+        session=held["session"],
         challenged_at=held["challenged_at"],
         attested_at=held["attested_at"],
+        attestation=attestation,
         evidence=held["evidence"],
+        ticket=held["ticket"],
     )
 
-    def wrap(plaintext: bytes) -> dict[str, str]:
+    def wrap(plaintext: bytes, released: Released) -> dict[str, str]:
+        if in_envelope:
+            plaintext = _envelope(plaintext, path, held, attested, released, services, now)
         return jwe.seal(plaintext, jwk.parse(held["tee_pubkey"]), activation=_activation(held, services))  # (7)
 
-    wanted = look_up(path, attested.claims.instance_ids, services)  # (2)
-    return decide(path, wanted, attested, services, now=now, wrap=wrap)
+    return decide(path, attested, services, now=now, wrap=wrap)
 
 
 def decide(
     path: ResourcePath,
-    wanted: Wanted,
     attested: Attested,
     services: Services,
     *,
     now: int,
-    wrap: Callable[[bytes], Wrapped],
+    wrap: Callable[[bytes, Released], Wrapped],
     max_bytes: int = jwe.MAX_PLAINTEXT_BYTES,
 ) -> Wrapped:
-    """Steps (3) to (7): what `wrap` makes of the key at `path`, called only once the line that says so is durable.
+    """Steps (2) to (7): what `wrap` makes of the key at `path`, called only once the line that says so is durable.
 
     `max_bytes` is how long a key may be that `wrap` can carry. Raises ReleaseDenied with its `decision`, Unavailable.
     """
-    claims, trace = attested.claims, attested.trace
-    sound = not trace.failed
-    previous = _previous_clock(services, wanted, claims)
-
-    key = check_wanted(path, wanted, attested.announced, trace)  # (3)
-    outcome = Outcome(allowed=False, image=None, instances=())
-    if wanted.rule is not None:
-        outcome = appraise(claims, wanted.rule, path, images=wanted.images, instances=wanted.instances, trace=trace)
-    steady = clock_not_behind(previous, claims, attested.challenged_at, trace)  # (4)
+    verified, decision = attested.trace, ledger.new_id(services.random)
+    case, key = gather(path, attested, services, now=now)  # (2)
+    case, judged, trace = _judge(case, verified, services)  # (3)
     plaintext = None
-    if key is not None and outcome.allowed and steady and sound:
-        plaintext = _open(key, services, max_bytes, trace)  # (5)
+    if judged.allowed and key is not None:
+        plaintext = _open(key, services, max_bytes, trace)  # (4)
+    if plaintext is not None and not _take(case, judged, attested.ticket, decision, services, trace):  # (5)
+        plaintext = None
 
-    decision = ledger.new_id(services.random)
     body = {
         "key": str(path),
-        "version": None if wanted.key is None else wanted.key.version,
-        "image": outcome.image,
-        "names": list(outcome.instances),
-        "instances": list(claims.instance_ids),
-        "evidence": attested.evidence,
-        "claims": ledger.claims_summary(claims),
-        "clock": clock_mark(previous, claims, attested.attested_at) if steady else previous,
+        "version": None if case.key is None else case.key[0],
+        "image": judged.image,
+        "names": list(judged.names),
+        "instances": list(case.claims.instance_ids),
+        "evidence": case.evidence,
+        "claims": ledger.claims_summary(case.claims),
+        "clock": clock_mark(case.clock, case.claims, case.attested_at) if judged.steady else case.clock,
+        "act": str(judged.act),
+        "guest": judged.guest,
+        "case": case.to_json(whole=False),
         "trace": trace.to_json(),
     }
-    ledger.record(services, id_=decision, owner=wanted.owner, at=now, kind=ledger.RELEASE,
-                  verdict="denied" if plaintext is None else "released", subject=claims.instance_ids[0],
+    ledger.record(services, id_=decision, owner=case.owner, at=now, kind=ledger.RELEASE,
+                  verdict="denied" if plaintext is None else "released", subject=case.claims.instance_ids[0],
                   body=body)  # (6)  # fmt: skip
+    _follow(case, judged, decision, services)
     if plaintext is None:
         # Which of the two it is, our own log may say; to a guest both look alike.
-        denied = ReleaseDenied if wanted.rule is None or (outcome.allowed and steady) else AppraisalDenied
+        denied = ReleaseDenied if case.rule is None or judged.allowed else AppraisalDenied
         error = denied("the key is not released to this guest")
         error.decision = decision
         raise error
-    return wrap(plaintext)
+    assert key is not None  # narrowing: without it there is no plaintext
+    assert judged.image is not None
+    assert case.rule_version is not None
+    return wrap(plaintext, Released(decision, key.version, judged.image, case.rule_version))
 
 
-def _attestation(services: Services, session_id: str | None, token: str | None, now: int) -> dict[str, Any]:
+def _attestation(services: Services, session_id: str | None, token: str | None, now: int) -> tuple[str, dict[str, Any]]:
     held = services.store.session_attestation(session.store_name(session_id), now)
     if held is not None:
-        return held[1]
+        return held
     if token is None:
         raise FreshnessError("neither an attested session nor a token")
-    attestation = services.store.attestation(services.tokens.verify(token, now)["jti"], now)
-    if attestation is None:
+    attestation: str = services.tokens.verify(token, now)["jti"]
+    body = services.store.attestation(attestation, now)
+    if body is None:
         raise Unauthorized("the token stands for no attestation that is still good")
-    return attestation
+    return attestation, body
 
 
-def look_up(path: ResourcePath, instance_ids: Sequence[str], services: Services) -> Wanted:
-    """What there is under `path` for a guest with these ids, step (2). Raises Unavailable."""
-    store = services.store
-    try:
-        store.record(RecordKind.OWNER, "", path.owner)
-    except NotFound:
-        return Wanted("", None, None, {}, {})
-    try:
-        key = store.key(path.owner, path.type, path.tag)
-    except NotFound:
-        key = None
-    try:
-        rule = Rule.from_body(store.record(RecordKind.RULE, path.owner, rule_name(path)).body or {})
-    except NotFound:
-        return Wanted(path.owner, key, None, {}, {})
-    images = {}
-    for reference in rule.images:
-        image = _image(path.owner, reference, services)
-        if image is not None:
-            images[image[0]] = image[1]
-    instances = {
-        record.name: Instance.from_body(record.body or {}).ids
-        for instance_id in instance_ids
-        for record in store.by_alias(RecordKind.INSTANCE, instance_id)
-        # An enrolment counts for the owner who made it and for nobody else.
-        if record.owner == path.owner
-    }
-    return Wanted(path.owner, key, rule, images, instances)
-
-
-def _image(owner: str, reference: ImageRef, services: Services) -> tuple[str, Image] | None:
-    try:
-        record = services.store.record(RecordKind.IMAGE, owner, reference.name, reference.version)
-    except NotFound:
-        return None
-    return f"{record.name}@{record.version}", Image.from_body(record.body or {})
-
-
-def check_wanted(path: ResourcePath, wanted: Wanted, announced: str | None, trace: Trace) -> StoredKey | None:
-    """The key, if this session may ask for it and it has a rule."""
-    ours = trace.check(
-        Stage.SECRET,
-        "session asks for the key that it announced",
-        announced is None or announced == str(path),
-        expected="the key named when the challenge was asked for",
-        found=path,
-        mend="let the guest attest again for this key",
-    )
-    exists = trace.check(
-        Stage.SECRET,
-        "key exists",
-        wanted.key is not None and wanted.key.state is KeyState.ACTIVE,
-        expected=path,
-        found="no such key" if wanted.key is None else wanted.key.state,
-        mend=f"roomkey key put {path} or roomkey key generate {path}",
-    )
-    ruled = trace.check(
-        Stage.TRUST,
-        "key has a release rule",
-        wanted.rule is not None,
-        expected="a rule; without one nobody gets the key",
-        mend=f"roomkey rule set {path} --image NAME --platform tpm --instance NAME",
-    )
-    return wanted.key if ours and exists and ruled else None
-
-
-def _previous_clock(services: Services, wanted: Wanted, claims: Claims) -> dict[str, Any] | None:
-    """The clock mark in the newest line about this machine, under whichever of its ids. A readmission leaves none.
-
-    The ids that its owner enrolled count too: with another attestation key it is still the same machine. What has no
-    clock clears none: a host can start a guest of its own on a chip whose Azure VM it puts back to a snapshot.
+def _judge(case: Case, verified: Trace, services: Services) -> tuple[Case, Judged, Trace]:
+    """The judgement. A denied guest may run what the rule does not mean any more: then that is looked up too, for its
+    owner to read, and changes nothing about the verdict.
     """
-    ids = {*claims.instance_ids, *(instance_id for ids in wanted.instances.values() for instance_id in ids)}
-    kinds = (ledger.RELEASE, ledger.READMIT)
-    newest = [services.store.entries(wanted.owner, kinds=kinds, subject=one, limit=1) for one in ids]
-    told = [line for lines in newest for line in lines if line.kind == ledger.READMIT or line.body["clock"] is not None]
-    line = max(told, key=lambda line: line.sequence, default=None)
-    return None if line is None else line.body["clock"]
+    trace = Trace([*verified.checks])
+    judged = judge(case, trace)
+    if judged.image is None and case.rule is not None:
+        case = with_others(case, services.store)
+        trace = Trace([*verified.checks])
+        judged = judge(case, trace)
+    return case, judged, trace
 
 
 def _open(key: StoredKey, services: Services, max_bytes: int, trace: Trace) -> bytes | None:
@@ -251,6 +199,118 @@ def _open(key: StoredKey, services: Services, max_bytes: int, trace: Trace) -> b
         mend=f"put a shorter key: roomkey key put {key.path}",
     )
     return None
+
+
+def _take(case: Case, judged: Judged, ticket: str | None, decision: str, services: Services, trace: Trace) -> bool:
+    """Step (5). Each of these is one statement in the store, so that of two guests one comes second."""
+    alone = enrolled = True
+    if case.rule is not None and case.rule.clones != "allow":
+        until = case.at + case.rule.lease_s * 1000
+        alone = trace.check(
+            Stage.IDENTITY,
+            "the lease is this session's",
+            services.store.take_lease(lease_name(case), case.session, case.at, until),
+            expected="none, or its own",
+            found=f"until {when(until)}",
+            mend="two sessions of one guest at the same moment: it may come again when the other's lease is over",
+        )
+    if alone and judged.act in {Act.REDEEM, Act.FIRST_USE}:
+        enrolled = trace.check(
+            Stage.IDENTITY,
+            "the guest is enrolled",
+            _enrol(case, judged, ticket, decision, services),
+            expected=f"{judged.guest}, by {'the ticket' if judged.act is Act.REDEEM else 'first use'}",
+            found="another was quicker, or the name is taken",
+            mend=f"roomkey guest list; for another guest: roomkey guest ticket NAME --key {case.path} --image IMAGE",
+        )
+    return alone and enrolled
+
+
+def _enrol(case: Case, judged: Judged, ticket: str | None, decision: str, services: Services) -> bool:
+    """Whether the guest is now its owner's, under its name and with all its ids, for this key and image."""
+    store, ids = services.store, case.claims.instance_ids
+    image = str(judged.image).partition("@")[0] if case.ticket is None else case.ticket.image
+    bound = Bound(str(case.path), image, case.claims.init_data)
+    instance = Instance(ids, bound=bound, why=f"{judged.act}, decision {decision}", decision=decision)
+    record = _first_record(case, judged.guest, instance, services)
+    if record is None:
+        return False
+    if judged.act is Act.REDEEM:
+        return store.redeem_ticket(ticket or "", ids[0], case.at, record, ids)
+    try:
+        store.put_record(record, ids)
+    except Conflict:
+        return False
+    return True
+
+
+def _follow(case: Case, judged: Judged, decision: str, services: Services) -> None:
+    """What the decision changes about the guest, once its line is durable. Raises Unavailable."""
+    store = services.store
+    standing = {Act.FAIL: Standing.FAILED, Act.QUARANTINE: Standing.QUARANTINED, Act.QUEUE: Standing.PENDING}.get(
+        judged.act
+    )
+    if standing is None:
+        return
+    if standing is Standing.PENDING:
+        if len(store.records(RecordKind.INSTANCE, case.owner, "g-")) >= MAX_PENDING:
+            return
+        bound = Bound(str(case.path), str(judged.image).partition("@")[0], case.claims.init_data)
+        waiting = Instance(case.claims.instance_ids, None, "", standing, bound, f"decision {decision}", decision)
+        record = _first_record(case, judged.guest, waiting, services)
+    else:
+        known = store.record(RecordKind.INSTANCE, case.owner, judged.guest)
+        instance = Instance.from_body(known.body or {})
+        changed = replace(instance, standing=standing, why=f"decision {decision}", decision=decision)
+        record = _record(case, judged.guest, known.version + 1, changed)
+    if record is not None:
+        # Where somebody changed the guest in this moment, that stays, and its next request is judged by it.
+        with suppress(Conflict):
+            store.put_record(record, (record.body or {})["ids"])
+
+
+def _first_record(case: Case, name: str, instance: Instance, services: Services) -> Record | None:
+    """The record of a machine whose name nobody has; None where somebody has. The version is read before that is looked
+    at, so that a name which is given in between is a conflict.
+    """
+    version = services.store.newest_version(RecordKind.INSTANCE, case.owner, name) + 1
+    try:
+        services.store.record(RecordKind.INSTANCE, case.owner, name)
+    except NotFound:
+        return _record(case, name, version, instance)
+    return None
+
+
+def _record(case: Case, name: str, version: int, instance: Instance) -> Record:
+    return Record(RecordKind.INSTANCE, case.owner, name, version, instance.to_body(), case.at, BROKER)
+
+
+def _envelope(
+    secret: bytes,
+    path: ResourcePath,
+    held: dict[str, Any],
+    attested: Attested,
+    released: Released,
+    services: Services,
+    now: int,
+) -> bytes:
+    """The key with the broker's signed word about it."""
+    statement = envelope.Release(
+        key=str(path),
+        version=released.version,
+        session=attested.session,
+        nonce=held["nonce"],
+        tee_pubkey=jwk.thumbprint(held["tee_pubkey"]),
+        decision=released.decision,
+        evidence=attested.evidence,
+        image=released.image,
+        rule=released.rule,
+        challenged_at=attested.challenged_at,
+        released_at=now,
+        expires_at=now + ENVELOPE_LIFETIME_MS,
+        sha256=envelope.digest(secret),
+    )
+    return envelope.pack(secret, services.signer.sign(statement.to_json(), envelope.RELEASE))
 
 
 def _activation(attested: dict[str, Any], services: Services) -> bytes | None:

@@ -53,6 +53,7 @@ def issue(request: Request, services: Services, *, now: int) -> Issued:
         "issued_at": now,
         "resource": None if request.resource is None else str(request.resource),
         "tpm": None if request.tpm is None else request.tpm.to_json(),
+        "ticket": None if request.ticket is None else ticket_name(request.ticket),
     }
     services.store.put_session(session, body, expires_at)
     return Issued(session_id, Challenge(nonce, credential), expires_at)
@@ -63,6 +64,11 @@ def store_name(session_id: str | None) -> str:
     if session_id is None or not _SESSION_ID.match(session_id):
         return ""
     return hashlib.sha256(session_id.encode("ascii")).hexdigest()
+
+
+def ticket_name(ticket: str) -> str:
+    """Under what name the store keeps a ticket: SHA-256 of its text in hex. It has 128 random bits or more."""
+    return hashlib.sha256(f"roomkey ticket {ticket}".encode("ascii")).hexdigest()
 
 
 def activation_secret(custody: Custody, session: str, nonce: str) -> bytes:

@@ -42,14 +42,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker import ledger, release
-from broker.appraisal.appraise import admit
 from broker.appraisal.images import Image
+from broker.appraisal.judge import admits
 from broker.claims import Claims, Fact
+from broker.gather import Attested, gather, owner_of
 from broker.services import Services
 from broker.store.protocols import Consumption
 from broker.trace import Stage, Trace
@@ -100,12 +102,12 @@ def start(path: ResourcePath, chain: Chain, services: Services, *, now: int) -> 
         trace.not_judged(Stage.ROOT_OF_TRUST, _WEAKER)
         verified = trace.to_json()
         claims = Claims(Tee.SEV, (platform.instance_id,), TRUST, {}, {"generation": str(platform.generation)})
-        policy = _admit(path, claims, services, trace)  # (2) (3)
+        policy = _admit(path, claims, services, trace, now)  # (2) (3)
     except (VerificationError, AppraisalDenied) as error:
         error.decision = _line(services, path, claims, evidence, trace, "refused", now)
         raise
     claims = _with(claims, {}, _policy_facts(policy))
-    _line(services, path, claims, evidence, trace, "genuine", now)  # (4)
+    decision = _line(services, path, claims, evidence, trace, "genuine", now)  # (4)
     launch_id = services.random(ID_BYTES).hex()
     name = _store_name(launch_id)
     launch = {
@@ -114,6 +116,8 @@ def start(path: ResourcePath, chain: Chain, services: Services, *, now: int) -> 
         "claims": claims.to_json(),
         "evidence": evidence,
         "issued_at": now,
+        "session": name,
+        "attestation": decision,
         "trace": verified,
     }
     services.store.put_session(name, launch, now + services.challenge_lifetime_ms)
@@ -161,7 +165,8 @@ def _judge(
     launch: dict[str, Any], keys: LaunchKeys, measurement: Measurement, services: Services, now: int, trace: Trace
 ) -> Packet:
     path, claims = ResourcePath.parse(launch["resource"]), Claims.from_json(launch["claims"])
-    wanted = release.look_up(path, claims.instance_ids, services)
+    attested = _attested(path, launch, claims, trace, now)
+    case, _ = gather(path, attested, services, now=now)
     (major, minor), policy = measurement.api, launch["policy"]
     trace.check(  # (6)
         Stage.TRUST,
@@ -173,9 +178,9 @@ def _judge(
     )
     allowed = [
         digest
-        for image in wanted.images.values()
-        if image.platform is Tee.SEV
-        for digest in image.registers[LAUNCH_DIGEST].values
+        for known in case.images
+        if known.image.platform is Tee.SEV
+        for digest in known.image.registers[LAUNCH_DIGEST].values
     ]
     digest = sev_launch.fitting_digest(keys.tik, measurement, policy, allowed)
     trace.check(  # (7)
@@ -187,36 +192,55 @@ def _judge(
         mend="another image, other CPUs, or another launch: compare with what `roomkey image measure` computes",
     )
     numbers: dict[str, Fact] = {"api_major": major, "api_minor": minor, "build_id": measurement.build}
-    attested = release.Attested(
-        claims=_with(claims, {} if digest is None else {LAUNCH_DIGEST: digest}, numbers),
-        trace=trace,
-        announced=str(path),
-        challenged_at=launch["issued_at"],
-        attested_at=now,
-        evidence=launch["evidence"],
-    )
+    measured = _with(claims, {} if digest is None else {LAUNCH_DIGEST: digest}, numbers)
 
-    def wrap(plaintext: bytes) -> Packet:
+    def wrap(plaintext: bytes, _released: release.Released) -> Packet:
         return sev_packet.seal(plaintext, keys, measurement.measure, services.random(sev_packet.IV_BYTES))
 
     return release.decide(  # (8)
-        path, wanted, attested, services, now=now, wrap=wrap, max_bytes=sev_packet.MAX_SECRET_BYTES
+        path,
+        replace(attested, claims=measured),
+        services,
+        now=now,
+        wrap=wrap,
+        max_bytes=sev_packet.MAX_SECRET_BYTES,
     )
 
 
-def _admit(path: ResourcePath, claims: Claims, services: Services, trace: Trace) -> int:
+def _attested(path: ResourcePath, launch: dict[str, Any], claims: Claims, trace: Trace, now: int) -> Attested:
+    return Attested(
+        claims=claims,
+        trace=trace,
+        announced=str(path),
+        session=launch["session"],
+        challenged_at=launch["issued_at"],
+        attested_at=now,
+        attestation=launch["attestation"],
+        evidence=launch["evidence"],
+    )
+
+
+def _admit(path: ResourcePath, claims: Claims, services: Services, trace: Trace, now: int) -> int:
     """The guest policy, steps (2) and (3). Raises AppraisalDenied."""
-    wanted = release.look_up(path, claims.instance_ids, services)
-    admitted = release.check_wanted(path, wanted, None, trace) is not None
-    if wanted.rule is not None:
-        admitted &= admit(claims, wanted.rule, path, instances=wanted.instances, trace=trace)
-    images = {name: image for name, image in wanted.images.items() if image.platform is Tee.SEV}
+    asks = Attested(
+        claims=claims,
+        trace=trace,
+        announced=None,
+        session="",
+        challenged_at=now,
+        attested_at=now,
+        attestation="",
+        evidence="",
+    )
+    case, _ = gather(path, asks, services, now=now)
+    admitted = admits(case, trace)
+    images = {known.ref: known.image for known in case.images if known.image.platform is Tee.SEV}
     admitted &= trace.check(
         Stage.MEASUREMENT,
         "release rule names an image for sev",
         bool(images),
         expected="an image with platform = \"sev\"",
-        found=", ".join(wanted.images) or "none",
+        found=", ".join(known.ref for known in case.images) or "none",
         mend=f"roomkey image measure sev ..., roomkey image put, then roomkey rule set {path} --image NAME ...",
     )  # fmt: skip
     kinds = {name: bool(image.floors["es"]) for name, image in images.items()}
@@ -274,7 +298,7 @@ def _line(
 ) -> str:
     """The id of the ledger's new line about this half of a launch, for the owner of the key."""
     decision = ledger.new_id(services.random)
-    owner = "" if path is None else release.look_up(path, (), services).owner
+    owner = "" if path is None else owner_of(path, services.store)
     ids = [] if claims is None else list(claims.instance_ids)
     body = {
         "tee": str(Tee.SEV),

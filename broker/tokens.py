@@ -41,14 +41,14 @@ class _Key(NamedTuple):
     jwk: dict[str, str]
 
 
-def load_signing_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    """An unencrypted PEM private key on P-256 or P-384. Raises ConfigError."""
+def load_signing_key(pem: bytes, what: str = "the token key") -> ec.EllipticCurvePrivateKey:
+    """An unencrypted PEM private key on P-256 or P-384. `what` names it in errors. Raises ConfigError."""
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
-        raise ConfigError("the token key is not an unencrypted PEM private key") from None
+        raise ConfigError(f"{what} is not an unencrypted PEM private key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
-        raise ConfigError("the token key is of the wrong kind", expected="an EC key on P-256 or P-384")
+        raise ConfigError(f"{what} is of the wrong kind", expected="an EC key on P-256 or P-384")
     return key
 
 

@@ -107,7 +107,7 @@ def _tell(room: Path, stage: Stage, tpm: SoftwareTpm, broker: Path, port: int) -
     tpm.measure_boot(GOOD, log)
     stage.tell("Firmware, boot loader, kernel, initrd and command line are extended into the TPM, event by event.")
     evidence = room / "evidence.json"
-    agent = ("--ca-file", ca, "--tpm", tpm.address, "--eventlog", log)
+    agent = ("--ca-file", ca, "--broker-keys", broker / "signing.pub.json", "--tpm", tpm.address, "--eventlog", log)
     done = stage.run("roomkey-agent", "evidence", *agent, "--output", evidence)
     stage.expect(done.returncode == 0, "the guest describes itself: TPM keys, PCRs, event log")
     ok = [

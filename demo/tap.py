@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 TIMEOUT_SECONDS = 10.0
-FORWARDED = ("Content-Type", "Cookie", "Authorization")
+FORWARDED = ("Accept", "Content-Type", "Cookie", "Authorization")
 RETURNED = ("Content-Type", "Set-Cookie", "Retry-After")
 
 

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from broker.appraisal.images import parse_image
 from broker.claims import Binding, Endorsements
 from broker.endorsements.bundle import read_bundle
+from broker.signing import Signer
 from broker.trace import Trace
 from broker.verifiers import hcl
 from broker.verifiers.az_snp_vtpm import AzSnpVtpmVerifier
+from broker.verifiers.eventlog import MAX_LOG_BYTES, parse_log
+from broker.verifiers.eventlog_text import MAX_WORDS
+from broker.verifiers.eventlog_words import describe
 from broker.verifiers.sev_certificates import Usage, parse_ca, parse_certificate, verify_ark
 from broker.verifiers.sev_launch import parse_measurement
 from broker.verifiers.snp import SnpVerifier
@@ -30,7 +36,7 @@ from broker.verifiers.snp_endorsements import name_of, read_name
 from broker.verifiers.snp_evidence import SnpEvidence
 from broker.verifiers.snp_id_key import key_digest, read_key
 from broker.verifiers.snp_roots import built_in
-from keys import b64, strictjson
+from keys import b64, envelope, strictjson
 from keys.errors import RoomkeyError
 from tests.fakes.amd import kbs_json, raw_evidence, tsm_evidence
 from tests.vectors import VECTORS
@@ -38,7 +44,7 @@ from tests.vectors import VECTORS
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 MAX_JSON_BYTES = 256 * 1024
 
-SNP, SEV, AZURE = VECTORS / "snp", VECTORS / "sev", VECTORS / "azure"
+SNP, SEV, AZURE, TPM = VECTORS / "snp", VECTORS / "sev", VECTORS / "azure", VECTORS / "tpm"
 SIGNERS = {
     Usage.CEK: {Usage.ASK},
     Usage.OCA: {Usage.OCA},
@@ -46,6 +52,19 @@ SIGNERS = {
     Usage.PDH: {Usage.PEK},
 }
 IMAGES = {
+    "tpm": f"""[tpm]
+bank = "sha256"
+pcrs = {{ 7 = "{"ab" * 32}" }}
+components = [{{ name = "kernel", versions = ["1", "2"] }}, {{ name = "shim", versions = ["1"] }}]
+releases = [{{ kernel = "1", shim = "1" }}, {{ kernel = "2", shim = "1" }}]
+[[tpm.events]]
+pcr = 4
+digests = [
+  {{ digest = "{"ab" * 32}", type = "EV_SEPARATOR" }},
+  {{ component = "shim", digests = ["{"cd" * 32}"] }},
+  {{ component = "kernel", digests = ["", "{"ef" * 32}"], what = "vmlinuz" }},
+]
+""",
     "snp": f"""[snp]
 measurement = "{"ab" * 48}"
 host_data = ["{"cd" * 32}"]
@@ -60,6 +79,13 @@ min_api = "1.49"
 min_build = 6
 """,
 }
+
+
+SIGNER = Signer(ec.generate_private_key(ec.SECP256R1()))
+RELEASED = envelope.Release(
+    "acme/disk/root", 3, "ab" * 32, b64.std(bytes(32)), "k" * 43, "d-" + 20 * "a", "cd" * 32, "debian-12@4", 7,
+    1_000_000, 1_002_000, 1_302_000, "ef" * 32,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,12 +176,24 @@ def _hcl(data: bytes) -> None:
     hcl.check_binding(report)
 
 
+def _boot_words(data: bytes) -> None:
+    for event in parse_log(data).events:
+        words = describe(event)
+        assert words.isprintable()
+        assert len(words) <= MAX_WORDS
+
+
 def _sev_certificate(data: bytes) -> None:
     for usage, signers in SIGNERS.items():
         try:
             parse_certificate(data, usage, signers=signers)
         except RoomkeyError:
             continue
+
+
+def _statement(text: str) -> None:
+    keys = envelope.load_keys(strictjson.compact(SIGNER.jwks()))
+    envelope.verify(text, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
 
 
 def _text(read: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -210,6 +248,21 @@ def _keys() -> Iterable[bytes]:
         yield bytes.fromhex(one["spki_der_hex"])
 
 
+def _releases() -> Iterable[bytes]:
+    yield strictjson.canonical(RELEASED.to_json())
+    yield strictjson.canonical(RELEASED._replace(rule=None).to_json())
+
+
+def _statements() -> Iterable[bytes]:
+    for typ in (envelope.RELEASE, envelope.BUNDLE):
+        yield SIGNER.sign(RELEASED.to_json(), typ).encode()
+
+
+def _envelopes() -> Iterable[bytes]:
+    for statement in _statements():
+        yield envelope.pack(b"a disk's key", statement.decode())
+
+
 TARGETS: dict[str, Target] = {
     "snp-report": Target(_report, made=_reports, max_bytes=2048),
     "snp-evidence": Target(_snp_evidence, made=_evidence_forms, max_bytes=64 * 1024),
@@ -221,10 +274,15 @@ TARGETS: dict[str, Target] = {
     "endorsement-bundle": Target(read_bundle, made=_bundles),
     "hcl-report": Target(_hcl, (*_found(AZURE, "hcl-*.bin"), *_found(SNP, "evidence/*"))),
     "azure-evidence": Target(_azure_evidence, made=_azure_forms, max_bytes=64 * 1024),
+    "boot-log-words": Target(_boot_words, _found(TPM, "eventlogs/*.bin"), max_bytes=MAX_LOG_BYTES),
     "sev-certificate": Target(_sev_certificate, _found(SEV, "*/[pco]*.cert"), max_bytes=4096),
     "sev-ca-certificate": Target(lambda data: verify_ark(parse_ca(data)), _found(SEV, "*/a?k.cert"), max_bytes=4096),
     "sev-measurement": Target(
         lambda data: parse_measurement(data, api=(1, 55), build=1), made=lambda: (bytes(48),), max_bytes=128
     ),
+    "broker-keys": Target(envelope.load_keys, made=lambda: (strictjson.compact(SIGNER.jwks()),), max_bytes=4096),
+    "envelope": Target(envelope.unpack, made=_envelopes, max_bytes=4096),
+    "statement": Target(_text(_statement), made=_statements, max_bytes=4096),
+    "release": Target(lambda data: envelope.Release.from_json(_json(data)), made=_releases, max_bytes=4096),
     "image": Target(_text(parse_image), made=_images, max_bytes=4096),
 }

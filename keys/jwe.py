@@ -41,6 +41,7 @@ IV_BYTES = 12
 TAG_BYTES = 16
 ACTIVATION_BYTES = 32  # length of a TPM activation secret
 MAX_PLAINTEXT_BYTES = 64 * 1024  # what one resource may hold
+MAX_ENVELOPE_BYTES = 92 * 1024  # such a resource in base64 with a signed statement beside it (`keys.envelope`)
 MEMBERS = frozenset(("protected", "encrypted_key", "iv", "ciphertext", "tag"))
 
 
@@ -80,8 +81,14 @@ def seal(
     }
 
 
-def unseal(value: object, private: ec.EllipticCurvePrivateKey, *, activation: bytes | None = None) -> bytes:
-    """The plaintext of a JWE made for `private`.
+def unseal(
+    value: object,
+    private: ec.EllipticCurvePrivateKey,
+    *,
+    activation: bytes | None = None,
+    max_bytes: int = MAX_PLAINTEXT_BYTES,
+) -> bytes:
+    """The plaintext, at most `max_bytes` long, of a JWE made for `private`.
 
     With an `activation` secret only ECDH-ES+TPM2+A256KW is accepted, without one only ECDH-ES+A256KW: whoever sits
     between cannot talk a guest out of the stronger form. Raises ProtocolError (not such a JWE) or VerificationError
@@ -92,7 +99,7 @@ def unseal(value: object, private: ec.EllipticCurvePrivateKey, *, activation: by
     encrypted_key, iv, ciphertext, tag = (
         b64.from_url(jwe[name], name=name, max_bytes=limit)
         for name, limit in (
-            ("encrypted_key", CEK_BYTES + 8), ("iv", IV_BYTES), ("ciphertext", MAX_PLAINTEXT_BYTES), ("tag", TAG_BYTES)
+            ("encrypted_key", CEK_BYTES + 8), ("iv", IV_BYTES), ("ciphertext", max_bytes), ("tag", TAG_BYTES)
         )
     )  # fmt: skip
     if len(encrypted_key) != CEK_BYTES + 8 or len(iv) != IV_BYTES or len(tag) != TAG_BYTES:

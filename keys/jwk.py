@@ -7,6 +7,8 @@ KBS attestation protocol 0.4.0: EC keys on P-256 and P-521 with "ECDH-ES+A256KW"
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 ALG_EC = "ECDH-ES+A256KW"
 ALG_RSA = "RSA-OAEP-256"
-CURVES: dict[str, tuple[type[ec.SECP256R1 | ec.SECP521R1], int]] = {  # JWK name -> curve, bytes of a coordinate
+Curves = Mapping[str, tuple[type[ec.EllipticCurve], int]]  # JWK name -> curve, bytes of a coordinate
+CURVES: Curves = {
     "P-256": (ec.SECP256R1, 32),
     "P-521": (ec.SECP521R1, 66),
 }
@@ -56,21 +59,21 @@ def from_ec(key: ec.EllipticCurvePublicKey) -> TeePubkey:
     return TeePubkey(ec_members(key) | {"alg": ALG_EC}, key)
 
 
-def ec_members(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+def ec_members(key: ec.EllipticCurvePublicKey, curves: Curves = CURVES) -> dict[str, str]:
     """crv, kty, x, y of `key`, in that order: the order in which an `epk` is written."""
     numbers = key.public_numbers()
-    for name, (curve, size) in CURVES.items():
+    for name, (curve, size) in curves.items():
         if isinstance(key.curve, curve):
             x, y = (b64.url(number.to_bytes(size, "big")) for number in (numbers.x, numbers.y))
             return {"crv": name, "kty": "EC", "x": x, "y": y}
     raise RuntimeError(f"no JWK curve for {key.curve.name}")
 
 
-def ec_key(members: dict[str, str], *, name: str) -> ec.EllipticCurvePublicKey:
+def ec_key(members: dict[str, str], *, name: str, curves: Curves = CURVES) -> ec.EllipticCurvePublicKey:
     """The key of crv, x and y: known curve, coordinates of its exact size, a point on it. Raises ProtocolError."""
-    if members["crv"] not in CURVES:
-        raise ProtocolError(f"{name}.crv is unsupported", expected="P-256 or P-521", found=str(members["crv"])[:64])
-    curve, size = CURVES[members["crv"]]
+    if members["crv"] not in curves:
+        raise ProtocolError(f"{name}.crv is unsupported", expected=" or ".join(curves), found=str(members["crv"])[:64])
+    curve, size = curves[members["crv"]]
     x, y = (b64.from_url(members[axis], name=f"{name}.{axis}", max_bytes=size) for axis in ("x", "y"))
     if len(x) != size or len(y) != size:
         raise ProtocolError(f"{name} has a coordinate of the wrong length", expected=f"{size} bytes")
@@ -78,6 +81,12 @@ def ec_key(members: dict[str, str], *, name: str) -> ec.EllipticCurvePublicKey:
         return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve()).public_key()
     except ValueError:
         raise ProtocolError(f"{name} is not a point on its curve") from None
+
+
+def thumbprint(members: Mapping[str, str]) -> str:
+    """RFC 7638: base64url of SHA-256 over what an EC or RSA key cannot do without. Other members do not count."""
+    names = ("crv", "kty", "x", "y") if members["kty"] == "EC" else ("e", "kty", "n")
+    return b64.url(hashlib.sha256(strictjson.canonical({name: members[name] for name in names})).digest())
 
 
 def _parse_ec(value: object) -> TeePubkey:

@@ -26,6 +26,7 @@ MAX_PUBLIC_BYTES = 2 * 1024  # TPMT_PUBLIC
 MAX_CREDENTIAL_BYTES = 1024  # credential blob, encrypted secret
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
+_TICKET = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 
 
 class ResourcePath(NamedTuple):
@@ -102,11 +103,18 @@ class TpmCredential(NamedTuple):
 
 
 class Request(NamedTuple):
-    """`POST /auth`. `resource` and `tpm` are Roomkey's own extra parameters; a stock guest sends neither."""
+    """`POST /auth`. `resource`, `tpm` and `ticket` are Roomkey's own extra parameters; a stock guest sends none of
+    them. `ticket` is what an owner gave a guest that is not enrolled yet: whoever has it can be enrolled with it.
+    """
 
     tee: Tee
     resource: ResourcePath | None = None
     tpm: TpmDeclaration | None = None
+    ticket: str | None = None
+
+    def __repr__(self) -> str:
+        ticket = None if self.ticket is None else "..."  # it opens a door
+        return f"Request(tee={self.tee!r}, resource={self.resource!r}, tpm={self.tpm!r}, ticket={ticket!r})"
 
     def to_json(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"supported-hash-algorithms": ["sha256", "sha384", "sha512"]}
@@ -114,6 +122,8 @@ class Request(NamedTuple):
             extra["resource"] = str(self.resource)
         if self.tpm is not None:
             extra["tpm"] = self.tpm.to_json()
+        if self.ticket is not None:
+            extra["ticket"] = self.ticket
         return {"version": PROTOCOL_VERSION, "tee": str(self.tee), "extra-params": extra}
 
     @classmethod
@@ -139,7 +149,7 @@ class Request(NamedTuple):
             extra,
             name="extra-params",
             required=frozenset(),
-            optional=frozenset(("supported-hash-algorithms", "resource", "tpm")),
+            optional=frozenset(("supported-hash-algorithms", "resource", "tpm", "ticket")),
         )
         algorithms = extra.get("supported-hash-algorithms", ["sha384"])
         if not isinstance(algorithms, list) or not all(isinstance(name, str) for name in algorithms):
@@ -150,7 +160,15 @@ class Request(NamedTuple):
             Tee(tee),
             ResourcePath.parse(extra["resource"]) if "resource" in extra else None,
             TpmDeclaration.from_json(extra["tpm"]) if "tpm" in extra else None,
+            check_ticket(extra["ticket"]) if "ticket" in extra else None,
         )
+
+
+def check_ticket(text: object) -> str:
+    """`text` if it can be a ticket: 1 to 128 letters, digits, `_` and `-`. Raises ProtocolError without showing it."""
+    if not isinstance(text, str) or not _TICKET.match(text):
+        raise ProtocolError("not a ticket", expected="1 to 128 letters, digits, '_', '-'")
+    return text
 
 
 class Challenge(NamedTuple):

@@ -29,7 +29,7 @@ from keys import b64
 from keys.errors import AttesterError, ConfigError, ProtocolError, Unavailable
 from keys.messages import Challenge, Request, ResourcePath, TpmCredential
 from keys.tee import Tee
-from tests.fakes.kbs import FakeKbs
+from tests.fakes.kbs import FakeKbs, pin
 from tests.fakes.sev_guest import BUSY, DEVICE, GENERIC, INVALID_LENGTH, TSM, FakeKernel, fake_report
 from tests.vectors import VECTORS, needs_vectors
 
@@ -449,11 +449,11 @@ def test_recorded_reports_name_their_chips() -> None:
 # In the conversation with a broker
 
 
-def test_a_guest_gets_its_key() -> None:
+def test_a_guest_gets_its_key(tmp_path: Path) -> None:
     """auth, attest, resource with SNP evidence, over either interface."""
     for kernel in (FakeKernel(), FakeKernel(tsm=False)):
         with FakeKbs({str(PATH): b"key"}) as kbs, attester(kernel) as one:
-            assert fetch(Settings((kbs.url,)), one, PATH, Deadline(5)) == b"key"
+            assert fetch(Settings((kbs.url,), broker_keys=pin(tmp_path)), one, PATH, Deadline(5)) == b"key"
             request = Request.from_bytes(kbs.asked("auth")[0].body)
         assert (request.tee, request.resource, request.tpm) == (Tee.SNP, PATH, None)
 

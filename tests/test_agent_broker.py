@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent import sev_launch
 from agent.attesters.snp import SnpAttester
@@ -18,9 +20,10 @@ from agent.deadline import Deadline
 from agent.efi_secret import DISK_PASSPHRASE, take
 from broker.app import create_app
 from broker.appraisal.instances import parse_instance
+from broker.signing import Signer
 from broker.store.protocols import RecordKind
-from keys import b64
-from keys.errors import ReleaseDenied, VerificationError
+from keys import b64, strictjson
+from keys.errors import ProtocolError, ReleaseDenied, VerificationError
 from keys.messages import ResourcePath
 from keys.tee import Tee
 from tests.fakes.amd import AT, MEASUREMENT, Chip, FakeAmd, cert_table
@@ -67,9 +70,12 @@ def guest(chip: Chip, *, tsm: bool = True, measurement: bytes = MEASUREMENT) -> 
     return SnpAttester(Settings(tee=Tee.SNP), Deadline(10), kernel)
 
 
-def ask(house: House, attester: SnpAttester) -> bytearray:
-    with Served(create_app(house.services)) as broker:
-        return fetch(Settings((broker.url,)), attester, PATH, Deadline(10))
+def ask(house: House, attester: SnpAttester, between: Callable[[Any], Any] = lambda app: app) -> bytearray:
+    """The agent, with the broker's key pinned. `between` sits in front of the broker."""
+    pinned = house.directory / "broker-keys.json"
+    pinned.write_bytes(strictjson.compact(house.services.signer.jwks()))
+    with Served(between(create_app(house.services))) as broker:
+        return fetch(Settings((broker.url,), broker_keys=str(pinned)), attester, PATH, Deadline(10))
 
 
 @pytest.mark.parametrize("tsm", [True, False])
@@ -82,6 +88,45 @@ def test_an_snp_guest_of_another_image_does_not(snp: House) -> None:
     """Another launch digest is denied, and the agent says by which decision."""
     with pytest.raises(ReleaseDenied, match="decision d-"):
         ask(snp, guest(Chip(FakeAmd()), measurement=MEASUREMENT[::-1]))
+
+
+def test_a_host_cannot_strip_the_signature(snp: House) -> None:
+    """Who sits between and asks for the plain answer in the guest's place has nothing that the agent takes."""
+
+    def stripping(app: Any) -> Any:
+        def relay(environ: dict[str, Any], start_response: Any) -> Any:
+            return app(environ | {"HTTP_ACCEPT": "application/json"}, start_response)
+
+        return relay
+
+    with pytest.raises(ProtocolError, match="no release envelope"):
+        ask(snp, guest(Chip(FakeAmd())), stripping)
+
+
+def test_a_host_cannot_play_an_older_answer(snp: House) -> None:
+    """The broker's own answer to an earlier attempt does not even open: it was wrapped to another key."""
+    recorded: list[Any] = []
+
+    def replaying(app: Any) -> Any:
+        def relay(environ: dict[str, Any], start_response: Any) -> Any:
+            answer = [b"".join(app(environ, start_response))]
+            if "/resource/" not in environ["PATH_INFO"]:
+                return answer
+            recorded.append(answer)
+            return recorded[0]
+
+        return relay
+
+    assert ask(snp, guest(Chip(FakeAmd())), replaying) == SECRET
+    with pytest.raises(VerificationError, match="does not open"):
+        ask(snp, guest(Chip(FakeAmd())), replaying)
+
+
+def test_another_brokers_word_is_not_taken(snp: House) -> None:
+    """A broker with the same keys in its store, but another signing key, is not the owner's."""
+    other = replace(snp.services, signer=Signer(ec.generate_private_key(ec.SECP256R1())))
+    with pytest.raises(VerificationError, match="not signed by a pinned key"):
+        ask(snp, guest(Chip(FakeAmd())), lambda _: create_app(other))
 
 
 def test_an_instance_that_the_agent_describes_can_be_named(snp: House) -> None:

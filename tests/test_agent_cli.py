@@ -19,11 +19,20 @@ from agent.cli import main
 from agent.config import Settings
 from agent.doctor import Finding, examine, table
 from keys import b64
-from keys.errors import AttesterError, ConfigError, NotFound, ReleaseDenied, Unavailable, VolumeError
+from keys.errors import (
+    AttesterError,
+    ConfigError,
+    NotFound,
+    ReleaseDenied,
+    Unavailable,
+    VerificationError,
+    VolumeError,
+)
+from keys.messages import Request
 from tests.fakes import luks
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
-from tests.fakes.kbs import FakeKbs, raw, refusal
+from tests.fakes.kbs import SIGNER, FakeKbs, pin, raw, refusal
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls import TlsCa
 from tests.needs import needs_cryptsetup, needs_swtpm
@@ -44,7 +53,7 @@ class Machine:
         self.ca = ca
         self.options = [
             "--broker", kbs.url, "--ca-file", str(ca.ca_file), "--tpm", tpm.address,
-            "--eventlog", str(directory / "log"), "--timeout", "10",
+            "--eventlog", str(directory / "log"), "--timeout", "10", "--broker-keys", pin(directory),
         ]  # fmt: skip
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -214,6 +223,44 @@ def test_the_owners_id_of_a_refusal_is_printed(machine: Machine, capfd: pytest.C
     assert lines[1] == "roomkey-agent: mend: the owner reads why with: roomkey decision show d-abcdefghijklmnopqrst"
 
 
+def test_an_older_version_than_the_least_is_refused(machine: Machine) -> None:
+    """--at-least takes a version and refuses an older one; what is no version is a wrong argument."""
+    assert machine.run("get", "o/disk/root", "--at-least", "1").stdout == KEY
+    assert run(machine, "get", "o/disk/root", "--output", "/x", "--at-least", "2") == VerificationError.exit_status
+    for text in ("0", "-1", "x", ""):
+        with pytest.raises(SystemExit) as caught:
+            run(machine, "get", "o/disk/root", "--at-least", text)
+        assert caught.value.code == 2
+
+
+def test_a_ticket_is_read_from_its_file(machine: Machine, tmp_path: Path) -> None:
+    """--ticket names a file whose line goes to the broker; one that is not there is found before anything is asked."""
+    (tmp_path / "ticket").write_text("Xk3-ticket\n")
+    output = str(tmp_path / "key")
+    assert run(machine, "get", "o/disk/root", "--output", output, "--ticket", str(tmp_path / "ticket")) == 0
+    assert Request.from_bytes(machine.kbs.asked("auth")[-1].body).ticket == "Xk3-ticket"
+    asked = len(machine.kbs.received)
+    assert run(machine, "get", "o/disk/root", "--output", "/x", "--ticket", "/nonexistent") == ConfigError.exit_status
+    assert len(machine.kbs.received) == asked
+
+
+def test_settings_reach_the_conversation(machine: Machine, tmp_path: Path) -> None:
+    """The ticket's file that a setting names may be gone, and the version is remembered where a setting says."""
+    (tmp_path / "agent.toml").write_text(f'ticket = "{tmp_path}/none"\nversions = "{tmp_path}/versions.json"\n')
+    options = ["--config", str(tmp_path / "agent.toml"), "--output", str(tmp_path / "key")]
+    assert run(machine, "get", "o/disk/root", *options) == 0
+    assert json.loads((tmp_path / "versions.json").read_bytes()) == {"o/disk/root": 1}
+
+
+def test_unpinned_keys_are_a_config_error(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without the file of pinned keys `get` says where it comes from; only the switch does without."""
+    options = [*machine.options, "--broker-keys", "/nonexistent"]
+    assert main(["get", "o/disk/root", *options, "--output", "/x"]) == ConfigError.exit_status
+    assert "signing.pub.json" in capfd.readouterr().err
+    done = machine.run("get", "o/disk/root", "--unsafe-plain-kbs")
+    assert (done.returncode, done.stdout) == (0, KEY)
+
+
 def test_an_interrupt_is_a_status(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control-C ends the command without a traceback."""
 
@@ -222,7 +269,11 @@ def test_an_interrupt_is_a_status(machine: Machine, monkeypatch: pytest.MonkeyPa
         raise AssertionError
 
     monkeypatch.setattr(cli, "_fetch", interrupt)
-    assert run(machine, "get", "o/disk/root", "--output", "/nonexistent") == cli.INTERRUPTED
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+    try:
+        assert run(machine, "get", "o/disk/root", "--output", "/nonexistent") == cli.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_evidence_describes_the_machine(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
@@ -257,8 +308,9 @@ def test_report_data_has_its_length(machine: Machine, text: str) -> None:
 
 def findings(machine: Machine, **changes: object) -> dict[str, Finding]:
     settings = Settings(
-        (machine.kbs.url,), str(machine.ca.ca_file), tpm=machine.tpm.address, eventlog=str(machine.directory / "log")
-    )
+        (machine.kbs.url,), str(machine.ca.ca_file), tpm=machine.tpm.address, eventlog=str(machine.directory / "log"),
+        broker_keys=pin(machine.directory),
+    )  # fmt: skip
     return {finding.about: finding for finding in examine(settings._replace(**changes))}  # type: ignore[arg-type]
 
 
@@ -291,6 +343,23 @@ def test_doctor_says_what_to_mend(machine: Machine, about: str, changes: dict[st
     finding = findings(machine, **changes)[about]
     assert not finding.ok
     assert finding.mend
+
+
+def test_doctor_shows_whom_this_machine_believes(machine: Machine, tmp_path: Path) -> None:
+    """The pinned keys are named; a file that cannot be used is a failure with its mend."""
+    assert SIGNER.kid in findings(machine)["broker keys"].found
+    for path in ("/nonexistent", str(tmp_path)):
+        finding = findings(machine, broker_keys=path)["broker keys"]
+        assert not finding.ok
+    assert "signing.pub.json" in findings(machine, broker_keys="/nonexistent")["broker keys"].mend
+
+
+def test_doctor_warns_of_plain_answers(machine: Machine) -> None:
+    """With unsafe_plain_kbs the machine gets its key, so nothing fails; but there is something to mend."""
+    finding = findings(machine, unsafe_plain_kbs=True)["broker keys"]
+    assert finding.ok
+    assert finding.mend
+    assert table([finding]).startswith("warn  broker keys  unsafe_plain_kbs")
 
 
 def test_doctor_misses_cryptsetup_and_device_mapper(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,16 @@ def test_a_file_sets_everything(tmp_path: Path) -> None:
         sev_guest = "/d"
         secrets = "/s"
         timeout = 30
+        broker_keys = "/k"
+        unsafe_plain_kbs = true
+        versions = "/v"
+        ticket = "/i"
     """
     brokers = ("https://a.example", "https://b.example")
-    assert loaded(tmp_path, text) == Settings(brokers, "/ca.pem", Tee.TPM, "swtpm:unix:/s", "", "/t", "/d", "/s", 30)
+    assert loaded(tmp_path, text) == Settings(
+        brokers, "/ca.pem", Tee.TPM, "swtpm:unix:/s", "", "/t", "/d", "/s", 30, "/k", unsafe_plain_kbs=True,
+        versions="/v", ticket="/i",
+    )  # fmt: skip
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:
@@ -63,6 +70,11 @@ def test_the_default_file_need_not_exist(tmp_path: Path, monkeypatch: pytest.Mon
         ("tsm = 1", "setting tsm"),
         ("sev_guest = 1", "setting sev_guest"),
         ("secrets = 1", "setting secrets"),
+        ("broker_keys = 1", "setting broker_keys"),
+        ("versions = 1", "setting versions"),
+        ("ticket = true", "setting ticket"),
+        ("unsafe_plain_kbs = 1", "setting unsafe_plain_kbs"),
+        ('unsafe_plain_kbs = "true"', "setting unsafe_plain_kbs"),
         ("tee = 1", "setting tee"),
         ('tee = "sample"', "setting tee"),
         ('brokers = "https://a"', "setting brokers"),

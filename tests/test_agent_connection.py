@@ -140,7 +140,7 @@ def test_a_handshake_that_never_ends_is_given_up(ca: TlsCa) -> None:
         started = time.monotonic()
         with pytest.raises(Unavailable):
             ask(f"https://127.0.0.1:{server.getsockname()[1]}", tls_context(str(ca.ca_file)), seconds=0.1)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a certificate"])
@@ -233,7 +233,7 @@ def test_an_answer_byte_by_byte_costs_no_more_than_the_deadline(data: bytes) -> 
     started = time.monotonic()
     with pytest.raises(Unavailable, match="time"):
         played(_slowly(data), seconds=0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 def _silence(sock: socket.socket) -> None:
@@ -245,7 +245,7 @@ def test_a_silent_broker_costs_no_more_than_the_deadline() -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable):
         played(_silence, seconds=0.1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_name_server_that_hangs_costs_no_more_than_the_deadline(monkeypatch: p
     with pytest.raises(Unavailable, match="name server"):
         ask("https://broker.example", seconds=0.1)
     release.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ def test_unlock_opens_with_the_launchs_secret(secrets: Path, tmp_path: Path, mon
 
 
 def test_the_secret_is_not_taken_where_it_cannot_be_used(secrets: Path, tmp_path: Path) -> None:
-    """A missing volume or an output file that is there already costs nothing: the secret is still to be had."""
+    """A missing volume, an output file that is there already, or a version demanded of it, which a launch's secret does
+    not have, costs nothing: the secret is still to be had.
+    """
     options = config(tmp_path, f'tee = "sev"\nsecrets = "{secrets}"\n')
     missing = str(tmp_path / "no-disk")
     assert main(["unlock", missing, "--key", "o/disk/root", *options]) == VolumeError.exit_status
@@ -149,6 +151,7 @@ def test_the_secret_is_not_taken_where_it_cannot_be_used(secrets: Path, tmp_path
     there.write_text("mine")
     assert main(["get", "o/disk/root", "--output", str(there), *options]) == ConfigError.exit_status
     assert there.read_text() == "mine"
+    assert main(["get", "o/disk/root", "--at-least", "2", *options]) == ConfigError.exit_status
     assert take(str(secrets)) == KEY
 
 

@@ -202,7 +202,13 @@ OWNER_CALLS: list[tuple[str, str, Any]] = [
     ("GET", "/v1/images/debian", None),
     ("GET", "/v1/instances/web-1", None),
     ("DELETE", "/v1/instances/web-1", None),
-    ("POST", "/v1/instances/web-1/readmit", {}),
+    ("POST", "/v1/guests/web-1/approve", {}),
+    ("POST", "/v1/guests/web-1/deny", {}),
+    ("POST", "/v1/guests/web-1/revoke", {}),
+    ("POST", "/v1/guests/web-1/readmit", {}),
+    ("POST", "/v1/tickets", {"guest": "web-2", "key": "acme/disk/root", "image": "debian"}),
+    ("DELETE", "/v1/tickets/web-1", {}),
+    ("DELETE", "/v1/distrust/product%3AMilan", {}),
 ]
 
 

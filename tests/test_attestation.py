@@ -166,7 +166,9 @@ def test_a_challenge_is_good_once(house: House, tpm: FakeTpm) -> None:
     message = guest.attestation(challenge)
     post(house, session_id, message)
     line = refused(house, session_id, message, FreshnessError)
-    assert [(c["expected"], c["found"]) for c in line.body["trace"]] == [("unused and in time", "used before")]
+    first, *rest = line.body["trace"]
+    assert (first["expected"], first["found"]) == ("unused and in time", "used before")
+    assert {check["verdict"] for check in rest} == {"not judged"}
     assert line.owner == "acme"
 
 
@@ -399,7 +401,8 @@ def test_an_error_that_no_check_recorded_is_in_the_trace(
 
     monkeypatch.setattr(TpmVerifier, "verify", refuse)
     line = refused(house, session_id, guest.attestation(challenge), VerificationError)
-    assert line.body["trace"][-1] | {"stage": ""} == {
+    [failed] = [check for check in line.body["trace"] if check["verdict"] == "failed"]
+    assert failed | {"stage": ""} == {
         "stage": "", "name": "no good", "verdict": "failed", "expected": "a", "found": "b", "mend": "c"
     }  # fmt: skip
 
@@ -462,3 +465,73 @@ def test_what_was_measured_after_boot_is_in_the_claims(house: House, tpm: FakeTp
 def test_a_p521_key_is_as_good(house: House, tpm: FakeTpm) -> None:
     """The other curve of the protocol attests too, with activation."""
     assert house.attest(Guest(tpm, declare=True, key=ec.generate_private_key(ec.SECP521R1())))
+
+
+# --- machines that were revoked ---
+
+
+def revoke(house: House, owner: str, name: str) -> None:
+    body = house.store.record(RecordKind.INSTANCE, owner, name).body or {}
+    house.put(RecordKind.INSTANCE, owner, name, body | {"standing": "revoked", "why": "stolen"})
+
+
+def revoked(house: House, tpm: FakeTpm, resource: str | None, *, declare: bool) -> LedgerEntry:
+    """The refused attempt of a guest whose evidence is genuine."""
+    guest = Guest(tpm, declare=declare)
+    session_id, challenge = house.challenge(guest, resource)
+    with pytest.raises(VerificationError) as caught:
+        post(house, session_id, guest.attestation(challenge))
+    [line] = [one for owner in ("", "acme", "other") for one in house.lines(owner) if one.id == caught.value.decision]
+    assert line.verdict == "refused"
+    return line
+
+
+def test_a_revoked_machine_gets_no_token_from_its_owner(house: House, tpm: FakeTpm) -> None:
+    """Who asks for a key of the owner who revoked it is refused at once, and its owner reads by whom and why."""
+    house.instance("acme", "web-1", tpm, by="ek")
+    house.attest(Guest(tpm, declare=True), "acme/disk/root")
+    revoke(house, "acme", "web-1")
+    line = revoked(house, tpm, "acme/disk/root", declare=True)
+    [check] = [check for check in line.body["trace"] if check["name"] == "guest web-1 is not revoked by its owner"]
+    assert check["found"].endswith("by test: stolen")
+    assert "roomkey guest readmit web-1" in check["mend"]
+
+
+def test_one_owners_word_is_not_anothers(house: House, tpm: FakeTpm) -> None:
+    """A machine that its maker vouches for still attests where it asks nobody's key, or another owner's."""
+    house.owner("other")
+    house.instance("acme", "web-1", tpm, by="ek")
+    revoke(house, "acme", "web-1")
+    house.attest(Guest(tpm, declare=True))
+    house.attest(Guest(tpm, declare=True), "other/disk/root")
+
+
+def test_a_key_that_only_its_owner_vouched_for_is_nobodys_once_revoked(house: House) -> None:
+    """Without a maker's certificate the enrolment is all there was: revoked by the one or by both owners, refused; as
+    long as one of two still vouches it is that one's.
+    """
+    tpm = FakeTpm()
+    tpm.boot(Boot())
+    house.instance("acme", "web-1", tpm, by="ak")
+    revoke(house, "acme", "web-1")
+    assert "guest web-1 is not revoked by its owner" in failures(revoked(house, tpm, None, declare=False))
+    house.owner("other")
+    house.instance("other", "mine", tpm, by="ak")
+    house.attest(Guest(tpm))
+    revoke(house, "other", "mine")
+    assert "an owner still vouches for the attestation key" in failures(revoked(house, tpm, None, declare=False))
+
+
+def test_a_refusal_that_cannot_be_explained_is_still_a_refusal_with_its_line(
+    house: House, tpm: FakeTpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rule of the wanted key cannot be looked up, the line says that it was not judged."""
+    house.instance("acme", "web-1", tpm, by="ek")
+    revoke(house, "acme", "web-1")
+
+    def broken(*_: object, **__: object) -> None:
+        raise Unavailable("the store is busy")
+
+    monkeypatch.setattr(attestation, "gather", broken)
+    line = revoked(house, tpm, "acme/disk/root", declare=True)
+    assert line.body["trace"][-1]["verdict"] == "not judged"

@@ -20,9 +20,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.appraisal.appraise import appraise
 from broker.appraisal.images import parse_image
-from broker.appraisal.rules import read_rule
+from broker.appraisal.judge import judge
 from broker.claims import Binding, Claims, EndorsementRequest, Endorsements
 from broker.trace import Trace, Verdict
 from broker.verifiers.az_snp_vtpm import AzSnpVtpmVerifier
@@ -34,11 +33,11 @@ from broker.verifiers.snp_floors import NOTHING, Floors
 from broker.verifiers.snp_report import Line
 from broker.verifiers.snp_roots import built_in
 from keys.errors import EndorsementError, ProtocolError, RoomkeyError, VerificationError
-from keys.messages import ResourcePath
 from keys.tee import Tee
 from tests.fakes import tpm_forge as forge
 from tests.fakes.amd import AT, CSP_ID, HW_ID, MEASUREMENT, TCBS, Chip, FakeAmd
 from tests.fakes.az_guest import ID_KEY_DIGEST, AzGuest, hcl_report, jwk, runtime_data, sign
+from tests.fakes.cases import case_of
 from tests.vectors import VECTORS, needs_vectors
 
 DATA = sha384(b"a challenge and a guest's key").digest()
@@ -165,7 +164,6 @@ def test_two_vms_of_one_chip() -> None:
     assert other.ak_id != vm().ak_id
 
 
-PATH = ResourcePath.parse("acme/disk/web-root")
 IMAGE = """
 platform = "az-snp-vtpm"
 [snp]
@@ -180,9 +178,9 @@ bank = "sha256"
 def allowed(claims: Claims, *instances: str, enrolled: AzGuest) -> bool:
     """Whether a rule with these instances ("web-1" is the enrolled VM) and a pinned paravisor lets the guest in."""
     image = parse_image(IMAGE.format(pin=f'id_key_digest = "{ID_KEY_DIGEST.hex()}"', pcr4=vm().pcrs[4].hex()))
-    rule = read_rule({"images": ["web@1"], "platforms": ["az-snp-vtpm"], "instances": list(instances)})
+    rule = {"images": ["web@1"], "platforms": ["az-snp-vtpm"], "instances": list(instances)}
     known = {"web-1": (enrolled.ak_id,)}
-    return appraise(claims, rule, PATH, images={"web@1": image}, instances=known, trace=Trace()).allowed
+    return judge(case_of(claims, images={"web@1": image}, enrolled=known, rule=rule), Trace()).allowed
 
 
 def test_a_paravisor_of_ones_own_shows_in_the_measurement_alone() -> None:

@@ -265,6 +265,7 @@ def test_rules_are_set_shown_listed_and_deleted(desk: Desk, tmp_path: Path) -> N
     desk.run("rule", "set", KEY, "--image", "a", "--image", "b@3", "--instance", "web-1", "--instance", "web-2")
     assert desk.json("rule", "show", KEY) | {"created_at": 0, "created_by": ""} == {
         "path": KEY, "version": 1, "images": ["a", "b@3"], "platforms": ["tpm"], "instances": ["web-1", "web-2"],
+        "clones": "allow", "lease_s": 300, "sticky_failure": False, "unsafe_first_use": False,
         "created_at": 0, "created_by": "",
     }  # fmt: skip
     (tmp_path / "rule.toml").write_text('images = ["a"]\nplatforms = ["tpm"]\ninstances = ["any"]\n')
@@ -319,14 +320,16 @@ def test_machines_are_enrolled_shown_readmitted_and_deleted(desk: Desk, evidence
     assert "attestation key" in desk.run("instance", "list").stdout
     assert f"tpm-ak:{tpm.ak_name.hex()}" in desk.run("instance", "show", "web-1").stdout
     assert desk.json("instance", "show", "web-1")["version"] == 1
-    assert "any clock" in desk.run("instance", "readmit", "web-1", "--why", "board replaced").stdout
+    assert "any clock" in desk.run("guest", "readmit", "web-1", "--why", "board replaced").stderr
+    [listed] = desk.json("instance", "list")
+    assert listed["version"] == 2
     desk.run("instance", "delete", "web-1", stdin="web\n", status=1)
     assert desk.json("instance", "list") == [listed]
     desk.run("instance", "delete", "web-1", stdin="web-1\n")
     assert desk.json("instance", "list") == []
     desk.run("instance", "add", "web-1", "--from", evidence)
     desk.run("instance", "delete", "web-1", "--yes")
-    desk.run("instance", "readmit", "web-1", status=15)
+    desk.run("guest", "readmit", "web-1", status=15)
 
 
 def test_machines_are_enrolled_by_certificate_or_public_key(desk: Desk, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from broker.cli import COMMANDS, main, pki
 from broker.cli.operator import opened, recorded
 from broker.rotate import Progress
+from broker.signing import Signer
 from broker.store.protocols import KeyState, StoredKey
 from broker.store.sqlite import SqliteStore
 from keys.custody.local import LocalCustody
@@ -49,6 +50,8 @@ def test_init_makes_a_broker_that_its_doctor_finds_in_order(broker: Path) -> Non
         "broker.toml": 0o644,
         "kek": 0o400,
         "token.key": 0o400,
+        "signing.key": 0o400,
+        "signing.pub.json": 0o644,
         "roomkey.db": 0o600,
         "tls": 0o700,
         "tls/ca.pem": 0o644,
@@ -71,6 +74,7 @@ def test_init_prints_what_to_do_next_and_no_secret(tmp_path: Path) -> None:
     assert "roomkey identity new OWNER --broker https://broker.example:9443" in result.stderr
     assert (tmp_path / "b" / "kek").read_text().strip() not in result.output
     assert "PRIVATE" not in result.output
+    assert f"{tmp_path / 'b' / 'signing.pub.json'}  (pin it" in result.stdout
 
 
 def test_init_names_the_hosts_in_the_certificate(tmp_path: Path) -> None:
@@ -183,6 +187,10 @@ def _sec1_key(broker: Path) -> None:
     _replace_tls(broker, (broker / "tls/broker.pem").read_bytes(), pem)
 
 
+def _other_published(broker: Path) -> None:
+    (broker / "signing.pub.json").write_text(json.dumps(Signer(ec.generate_private_key(ec.SECP256R1())).jwks()))
+
+
 def _ca_as_server(broker: Path) -> None:
     (broker / "tls/broker.pem").write_bytes((broker / "tls/ca.pem").read_bytes())
 
@@ -201,6 +209,10 @@ _PLAIN = _replaced(
         (_replaced("old_kek_files = []", 'old_kek_files = ["kek"]'), "old KEKs", "warn", "kek rotate"),
         (lambda broker: (broker / "token.key").chmod(0o644), "token key", "fail", "chmod 400"),
         (lambda broker: (broker / "token.key").unlink(), "token key", "fail", "cannot be read"),
+        (lambda broker: (broker / "signing.key").chmod(0o644), "signing key", "fail", "chmod 400"),
+        (_replaced('"signing.key"', '"token.key"'), "signing key", "fail", "a key of its own"),
+        (lambda broker: (broker / "signing.pub.json").write_text('{"keys": []}'), "signing key", "warn", "signing-key"),
+        (_other_published, "signing key", "warn", "refuses this broker"),
         (lambda broker: (broker / "tls/broker.key").chmod(0o640), "TLS", "fail", "can be read by others"),
         (lambda broker: (broker / "tls/broker.pem").write_text("x"), "TLS", "fail", "holds no certificate"),
         (_ca_as_server, "TLS", "fail", "not the certificate's"),
@@ -231,6 +243,13 @@ def test_the_doctor_names_each_defect(broker: Path, spoil: Spoil, check: str, st
     assert words in finding["found"] + finding["mend"]
     assert result.exit_code == (1 if state == "fail" else 0)
     assert report["ok"] is (state != "fail")
+
+
+def test_the_doctor_does_not_miss_a_set_that_is_published_elsewhere(broker: Path) -> None:
+    """Where the public half lies is the operator's business; beside the key it is looked at, if it is there."""
+    (broker / "signing.pub.json").unlink()
+    checks = json.loads(run("doctor", "--config", broker / "broker.toml", "--json").output)["checks"]
+    assert [check["state"] for check in checks if check["check"] == "signing key"] == ["ok"]
 
 
 def test_the_doctors_table_shows_states_and_mends(broker: Path) -> None:

@@ -23,6 +23,8 @@ audience = "https://broker.example:8443"
 kek_file = "kek"
 [token]
 key_file = "token.key"
+[signing]
+key_file = "signing.key"
 """
 TLS = '[listen]\ntls_certificate_file = "tls/cert.pem"\ntls_key_file = "/etc/tls.key"\n'
 
@@ -47,6 +49,7 @@ def test_smallest_config_is_careful(path: Path) -> None:
     assert config.store.url == f"sqlite:{folder}/roomkey.db"
     assert (config.custody.kek_file, config.custody.old_kek_files) == (folder / "kek", ())
     assert (config.token.key_file, config.token.old_key_files) == (folder / "token.key", ())
+    assert config.signing.key_file == folder / "signing.key"
     assert (config.token.lifetime_s, config.challenge.lifetime_s) == (300, 300)
     assert config.issuer == config.broker.audience == "https://broker.example:8443"
     assert (config.tpm.ek_root_files, config.tpm.ek_intermediate_files) == ((), ())
@@ -67,6 +70,7 @@ def test_everything_can_be_set(path: Path) -> None:
         store.url = "sqlite:/var/lib/db"
         custody = {kek_file = "/run/kek", old_kek_files = ["old", "/older"]}
         token = {key_file = "t", old_key_files = ["u"], lifetime_s = 60, issuer = "i"}
+        signing.key_file = "/run/signing.key"
         challenge.lifetime_s = 30
         tpm = {ek_root_files = ["r"], ek_intermediate_files = ["m", "n"]}
         limits = {body_bytes = 4096, challenges_per_minute = 7}
@@ -106,6 +110,7 @@ def test_everything_can_be_set(path: Path) -> None:
     assert config.store.url == "sqlite:/var/lib/db"
     assert config.custody.old_kek_files == (folder / "old", Path("/older"))
     assert (config.token.old_key_files, config.token.lifetime_s, config.issuer) == ((folder / "u",), 60, "i")
+    assert config.signing.key_file == Path("/run/signing.key")
     assert config.challenge.lifetime_s == 30
     assert config.tpm.ek_root_files == (folder / "r",)
     assert config.tpm.ek_intermediate_files == (folder / "m", folder / "n")
@@ -131,6 +136,7 @@ def test_environment_wins(path: Path) -> None:
         ROOMKEY_CUSTODY_KEK_FILE="/run/kek",
         ROOMKEY_CUSTODY_OLD_KEK_FILES="",
         ROOMKEY_TOKEN_OLD_KEY_FILES="b:/c",
+        ROOMKEY_SIGNING_KEY_FILE="s",
         ROOMKEY_LISTEN_PORT="2",
         ROOMKEY_LISTEN_UNSAFE_PLAIN_HTTP="true",
         ROOMKEY_STORE_URL="sqlite:x.db",
@@ -140,6 +146,7 @@ def test_environment_wins(path: Path) -> None:
     assert config.broker.audience == "a"
     assert (config.custody.kek_file, config.custody.old_kek_files) == (Path("/run/kek"), ())
     assert config.token.old_key_files == (path.parent / "b", Path("/c"))
+    assert config.signing.key_file == path.parent / "s"
     assert config.listen.port == 2
     assert config.store.url == f"sqlite:{path.parent}/x.db"
     assert config.unsafe == ("listen.unsafe_plain_http",)

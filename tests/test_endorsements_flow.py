@@ -121,7 +121,8 @@ def test_a_chip_that_amd_does_not_know_is_refused(house: House, kds: FakeKds) ->
     """Where AMD says that there is no such chip the guest is refused, with a line that says what mends it."""
     with pytest.raises(VerificationError, match="VCEK"):
         house.attest(SnpGuest(Chip(AMD, bytes(range(64))), certificates={}), PATH)
-    assert "import" in house.lines("acme", ledger.ATTEST)[0].body["trace"][-1]["mend"]
+    [check] = [line for line in house.lines("acme", ledger.ATTEST)[0].body["trace"] if line["verdict"] == "failed"]
+    assert "import" in check["mend"]
 
 
 def test_a_broker_without_network_uses_what_was_imported(house: House, kds: FakeKds) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
@@ -16,6 +17,8 @@ from werkzeug.test import TestResponse
 from broker import tokens
 from broker.config import Limits
 from broker.http import guest as guest_calls
+from keys import envelope, jwe
+from keys.envelope import Release
 from keys.errors import Unavailable
 from keys.messages import MAX_BODY_BYTES, Request, TpmDeclaration
 from keys.tee import Tee
@@ -73,6 +76,48 @@ def test_bearer_flow(front: Front, tpm: FakeTpm) -> None:
     guest = Guest(tpm, declare=True)
     _, token = front.attest(guest)
     assert guest.open(front.fetch(PATH, token=token).json) == SECRET
+
+
+def opened(guest: Guest, answer: TestResponse, front: Front) -> tuple[bytes, Release]:
+    """Key and verified release in an answer with an envelope."""
+    assert answer.status_code == 200, answer.data
+    assert isinstance(guest.key, ec.EllipticCurvePrivateKey)
+    packed = jwe.unseal(answer.json, guest.key, activation=guest.activation, max_bytes=jwe.MAX_ENVELOPE_BYTES)
+    secret, statement = envelope.unpack(packed)
+    keys = envelope.load_keys(json.dumps(front.house.services.signer.jwks()).encode())
+    payload = envelope.verify(statement, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
+    return secret, Release.from_json(payload)
+
+
+def test_who_accepts_an_envelope_gets_one(front: Front, tpm: FakeTpm) -> None:
+    """By cookie or by token: the key, and a release that names the session in which the guest attested."""
+    guest = Guest(tpm, declare=True)
+    cookie, token = front.attest(guest, PATH)
+    name = hashlib.sha256(cookie.partition("=")[2].encode()).hexdigest()
+    for way in ({"cookie": cookie}, {"token": token}):
+        secret, release = opened(guest, front.fetch(PATH, accept=envelope.MEDIA_TYPE, **way), front)
+        assert (secret, release.key, release.session) == (SECRET, PATH, name)
+        assert release.decision == front.house.lines("acme", "release")[0].id
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        None, "", "*/*", "application/*", "application/json", f"{envelope.MEDIA_TYPE}, application/json",
+        f"{envelope.MEDIA_TYPE};q=0",
+    ],
+)  # fmt: skip
+def test_other_guests_get_the_plain_answer(front: Front, tpm: FakeTpm, accept: str | None) -> None:
+    """A guest that was made for another KBS gets the key alone, whatever it accepts."""
+    guest = Guest(tpm, declare=True)
+    cookie, _ = front.attest(guest, PATH)
+    assert guest.open(front.fetch(PATH, cookie=cookie, accept=accept).json) == SECRET
+
+
+def test_a_refusal_looks_the_same_to_both(front: Front, tpm: FakeTpm) -> None:
+    """What a guest accepts changes nothing about what it is told."""
+    cookie, _ = front.attest(Guest(tpm, declare=True))
+    error(front.fetch("acme/disk/none", cookie=cookie, accept=envelope.MEDIA_TYPE), 403, "PolicyDeny")
 
 
 def test_cookie_comes_first(front: Front, tpm: FakeTpm) -> None:

@@ -283,7 +283,7 @@ def test_put(mode: Mode, ovmf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         def call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
             calls.append((method, path, body))
-            return {"version": 3}
+            return {"version": 3, "life": {"state": "active"}, "replaced": []}
 
         def close(self) -> None:
             calls.append(("closed", "", {}))

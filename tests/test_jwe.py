@@ -103,6 +103,18 @@ def test_each_wrapping_is_fresh() -> None:
     assert all(first[part] != second[part] for part in PARTS)
 
 
+def test_no_more_is_opened_than_may_be() -> None:
+    """A longer plaintext is refused unopened; where an envelope is expected it may be as long as one."""
+    for size, opens in ((jwe.MAX_PLAINTEXT_BYTES, True), (jwe.MAX_PLAINTEXT_BYTES + 1, False)):
+        sealed = jwe.seal(bytes(size), RECIPIENT)
+        assert len(jwe.unseal(sealed, TEE_KEY, max_bytes=jwe.MAX_ENVELOPE_BYTES)) == size
+        if opens:
+            assert len(jwe.unseal(sealed, TEE_KEY)) == size
+            continue
+        with pytest.raises(ProtocolError, match="ciphertext is too long"):
+            jwe.unseal(sealed, TEE_KEY)
+
+
 def test_activation_needs_both_the_key_and_the_secret() -> None:
     """With an activation secret the key opens with both, and not with another secret or another key."""
     sealed = jwe.seal(PLAINTEXT, RECIPIENT, activation=ACTIVATION)

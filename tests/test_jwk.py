@@ -122,6 +122,25 @@ def test_other_curves_are_misuse() -> None:
         jwk.from_ec(ec.generate_private_key(ec.SECP384R1()).public_key())
 
 
+def test_thumbprint_is_that_of_the_rfc() -> None:
+    """RFC 7638 section 3.1: the thumbprint of its example, whose other members do not count."""
+    n = (
+        "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3ok"
+        "njhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu"
+        "6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8a"
+        "wapJzKnqDKgw"
+    )
+    key = {"kty": "RSA", "n": n, "e": "AQAB", "alg": "RS256", "kid": "2011-04-29"}
+    assert jwk.thumbprint(key) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+
+
+def test_thumbprint_of_an_ec_key_is_over_its_point() -> None:
+    """Curve and coordinates count, the algorithm does not."""
+    thumbprint = jwk.thumbprint(TEE_PUBKEY)
+    assert jwk.thumbprint(TEE_PUBKEY | {"alg": "ES256", "use": "sig"}) == thumbprint
+    assert len({thumbprint, *(jwk.thumbprint(TEE_PUBKEY | {name: "A"}) for name in ("crv", "x", "y"))}) == 4
+
+
 @settings(max_examples=200, deadline=None)
 @given(mutations(TEE_PUBKEY) | mutations(rsa_jwk(2**2048 - 1)))
 def test_only_our_errors_escape(text: bytes) -> None:

@@ -106,7 +106,13 @@ def test_other_paths_are_refused(text: object) -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(Tee.SNP), Request(Tee.TPM, PATH), Request(Tee.TPM, None, DECLARATION), REQUEST],
+    [
+        Request(Tee.SNP),
+        Request(Tee.TPM, PATH),
+        Request(Tee.TPM, None, DECLARATION),
+        REQUEST,
+        Request(Tee.SNP, PATH, None, "a" + 127 * "-"),
+    ],
 )
 def test_request_comes_back(request_: Request) -> None:
     """What our agent sends the broker reads."""
@@ -152,12 +158,22 @@ def test_request_of_another_version_hears_the_known_words() -> None:
         ({"extra-params": {"resource": "a/b"}}, "not a resource path"),
         ({"extra-params": {"resource": None}}, "resource path must be a string"),
         ({"extra-params": {"tpm": None}}, "must be a JSON object"),
+        *(({"extra-params": {"ticket": ticket}}, "not a ticket") for ticket in (None, 7, "", "a b", "a\n", 129 * "a")),
     ],
 )
 def test_other_requests_are_refused(change: dict[str, Any], message: str) -> None:
     """Every missing, unknown or malformed member of a request is refused by name."""
     with pytest.raises(ProtocolError, match=message):
         Request.from_bytes(changed(REQUEST, **change))
+
+
+def test_a_ticket_is_not_shown() -> None:
+    """Neither a request in words nor the refusal of a malformed ticket has the ticket in it."""
+    assert "Xk3" not in repr(REQUEST._replace(ticket="Xk3-ticket"))
+    assert repr(REQUEST) == repr(Request(*REQUEST)) != repr(REQUEST._replace(ticket="Xk3-ticket"))
+    with pytest.raises(ProtocolError) as caught:
+        Request.from_bytes(changed(REQUEST, "extra-params", ticket="Xk3 ticket"))
+    assert "Xk3" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

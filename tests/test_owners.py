@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.owner_identity import OwnerKey, public_jwk
-from broker.owners import MAX_LIFETIME_S, MAX_SKEW_S, Identity, authenticate, parse_key, to_body
+from broker.owners import MAX_LIFETIME_S, MAX_SKEW_S, Identity, Role, authenticate, parse_key, registered_key, to_body
 from broker.store.protocols import Record, RecordKind
 from broker.store.sqlite import SqliteStore
 from keys import b64
@@ -81,7 +81,7 @@ def refused(store: SqliteStore, header: str | None, **changes: Any) -> str:
 @pytest.mark.parametrize("owner", KEYS)
 def test_signed_request_names_owner_and_key(store: SqliteStore, owner: str) -> None:
     """A request signed with a registered key, Ed25519 or P-256, is its owner's."""
-    assert ask(store, f"Bearer {token(owner)}") == Identity(owner, kid(owner))
+    assert ask(store, f"Bearer {token(owner)}") == Identity(owner, kid(owner), Role.OWNER)
 
 
 def test_replay_is_refused(store: SqliteStore) -> None:
@@ -274,9 +274,34 @@ def test_ed25519_on_another_kind(store: SqliteStore) -> None:
 
 
 def test_record_of_an_owner() -> None:
-    """An owner has one to sixteen different keys."""
+    """An owner has one to sixteen different keys, one of which may do everything."""
     key = parse_key(public_jwk(KEYS["acme"][1]))
-    assert to_body([key]) == {"keys": [{"kid": key.kid, "jwk": key.jwk}]}
-    for keys, why in (([], "needs a key"), ([key] * 17, "needs a key"), ([key, key], "already")):
+    assert to_body([key]) == {"keys": [{"kid": key.kid, "jwk": key.jwk, "role": "owner"}]}
+    proposer = key._replace(role=Role.PROPOSE)
+    for keys, why in (
+        ([], "needs a key"),
+        ([key] * 17, "needs a key"),
+        ([key, key], "already"),
+        ([proposer], "may do everything"),
+    ):
         with pytest.raises(ProtocolError, match=why):
             to_body(keys)
+
+
+@pytest.mark.parametrize(
+    ("entry", "role"), [({}, Role.OWNER), ({"role": "owner"}, Role.OWNER), ({"role": "propose"}, Role.PROPOSE)]
+)
+def test_role_of_a_registered_key(store: SqliteStore, entry: dict[str, str], role: Role) -> None:
+    """The role stands beside the registered key; a key from before there were roles may do everything."""
+    key = parse_key(public_jwk(KEYS["acme"][1]))
+    version = store.newest_version(RecordKind.OWNER, "", "acme") + 1
+    body = {"keys": [{"kid": key.kid, "jwk": key.jwk} | entry]}
+    store.put_record(Record(RecordKind.OWNER, "", "acme", version, body, NOW, "operator"))
+    assert ask(store, f"Bearer {token()}").role is role
+
+
+def test_a_role_that_is_none_is_nobody() -> None:
+    """A stored role that this release does not know lets nothing in."""
+    key = parse_key(public_jwk(KEYS["acme"][1]))
+    with pytest.raises(ValueError, match="admin"):
+        registered_key({"kid": key.kid, "jwk": key.jwk, "role": "admin"})

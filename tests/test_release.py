@@ -16,7 +16,7 @@ from broker.appraisal.enrol import enrol_image
 from broker.appraisal.instances import parse_instance
 from broker.claims import Claims
 from broker.store.protocols import LedgerEntry, RecordKind
-from keys import b64, jwe
+from keys import b64, envelope, jwe, jwk, strictjson
 from keys.custody.local import LocalCustody
 from keys.errors import (
     AppraisalDenied,
@@ -259,7 +259,7 @@ def test_another_kernel_is_denied_and_named(house: House, tpm: FakeTpm) -> None:
         (
             lambda house: house.rule(PATH, images=["debian@7"]),
             PATH,
-            ["an image of the release rule exists for this platform"],
+            ["image debian@1 may still be used"],
         ),
         (
             lambda house: house.rule(PATH, images=["debian"], instances=["web-1"]),
@@ -501,3 +501,33 @@ def test_a_denial_has_its_class(
     with pytest.raises(ReleaseDenied) as caught:
         house.release(PATH, session_id)
     assert type(caught.value) is kind
+
+
+def test_who_asks_for_an_envelope_gets_the_brokers_word_with_the_key(house: House, tpm: FakeTpm) -> None:
+    """The signed statement names all that the decision was about, and is no longer than a minute good."""
+    guest = Guest(tpm, declare=True)
+    session_id, _ = house.attest(guest, PATH)
+    sealed = release.release(
+        ResourcePath.parse(PATH), house.services, session_id=session_id, token=None, now=house.now, in_envelope=True
+    )
+    packed = jwe.unseal(sealed, guest.key, activation=guest.activation, max_bytes=jwe.MAX_ENVELOPE_BYTES)
+    secret, statement = envelope.unpack(packed)
+    [line] = house.lines("acme", ledger.RELEASE)
+    keys = envelope.load_keys(strictjson.compact(house.services.signer.jwks()))
+    said = envelope.verify(statement, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
+    assert said == {
+        "key": PATH,
+        "version": line.body["version"],
+        "session": session.store_name(session_id),
+        "nonce": said["nonce"],
+        "tee_pubkey": jwk.thumbprint(guest.tee_pubkey.members),
+        "decision": line.id,
+        "evidence": line.body["evidence"],
+        "image": "debian@1",
+        "rule": 1,
+        "challenged_at": house.now,
+        "released_at": house.now,
+        "expires_at": house.now + release.ENVELOPE_LIFETIME_MS,
+        "sha256": envelope.digest(secret),
+    }
+    assert secret == SECRET

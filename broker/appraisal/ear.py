@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
-from broker.appraisal.appraise import trusted_by_vendor
+from broker.appraisal.identity import trusted_by_vendor
 from broker.claims import Claims
 from broker.verifiers.snp_floors import Floors
 from keys import strictjson

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from broker.appraisal.image_tpm import BANKS, LOCALITIES, MAX_EVENTS, MAX_WHAT_CHARS, replay
+from broker.appraisal.image_text import events, head, start_locality, string
+from broker.appraisal.image_tpm import MAX_EVENTS, MAX_TYPE_CHARS, MAX_WHAT_CHARS
 from broker.appraisal.images import MAX_IMAGE_CHARS, parse_image
-from broker.appraisal.registers import PURPOSES, title
-from broker.claims import Claims, LoggedEvent
+from broker.appraisal.registers import PURPOSES, ExpectedEvent, title
+from broker.claims import Claims
 from keys.errors import ProtocolError
 from keys.tee import Tee
 
@@ -24,34 +24,45 @@ def enrol_image(claims: Claims, pcrs: Iterable[int] = (), *, bank: str = "sha256
     named. Raises ProtocolError for a PCR that the evidence lacks or that no image may name, and for a platform whose
     evidence is not enrolled.
     """
-    head = [f'platform = "{claims.tee}"', f"description = {_string(description)}"]
+    first = head(claims.tee, description)
     match claims.tee:
         case Tee.TPM:
-            lines, events = _tpm(claims, pcrs, bank)
+            lines, sequences = _tpm(claims, pcrs, bank)
         case Tee.SNP:
-            lines, events = _snp(claims), []
+            lines, sequences = _snp(claims), []
         case Tee.AZ_SNP_VTPM:
-            lines, events = _tpm(claims, pcrs, bank)[0] + _snp(claims), []
+            lines, sequences = _tpm(claims, pcrs, bank)[0] + _snp(claims), []
         case _:
             raise ProtocolError("no image can be drafted from evidence of this platform", found=str(claims.tee))
-    text = "\n".join(head + lines + events) + "\n"
+    text = "\n".join(first + lines + sequences) + "\n"
     if len(text) > MAX_IMAGE_CHARS:
-        text = "\n".join(head + lines) + "\n"
+        text = "\n".join(first + lines) + "\n"
     parse_image(text)
     return text
 
 
+def logged_events(claims: Claims, register: str) -> tuple[ExpectedEvent, ...]:
+    """The evidence's events of a register in the form that an image holds them in."""
+    return tuple(
+        ExpectedEvent(event.digest, event.type[:MAX_TYPE_CHARS], event.what[:MAX_WHAT_CHARS])
+        for event in claims.events
+        if event.register == register
+    )
+
+
 def _tpm(claims: Claims, pcrs: Iterable[int], bank: str) -> tuple[list[str], list[str]]:
     """The lines of [tpm] with its values, and those of the events."""
-    lines = ["", "[tpm]", f"bank = {_string(bank)}", "", "[tpm.pcrs]"]
-    logged = []
+    lines = ["", "[tpm]", f"bank = {string(bank)}", "", "[tpm.pcrs]"]
+    logged: list[str] = []
     for index in sorted(set(pcrs)):
         value = claims.measurements.get(f"{bank}:{index}")
         if value is None:
             raise ProtocolError(f"the evidence has no PCR {index} in bank {bank}", mend="quote it, or leave it out")
-        lines.append(f"{index} = {_string(value)}  # {PURPOSES[index]}")
-        events = [event for event in claims.events if event.register == f"{bank}:{index}"]
-        logged += _events(bank, index, value, events)
+        lines.append(f"{index} = {string(value)}  # {PURPOSES[index]}")
+        steps = logged_events(claims, f"{bank}:{index}")
+        locality = start_locality(bank, index, [step.digest for step in steps], value)
+        if 1 <= len(steps) <= MAX_EVENTS and locality is not None:
+            logged += events(index, locality, steps)
     return lines, logged
 
 
@@ -72,8 +83,8 @@ def _snp(claims: Claims) -> list[str]:
         "",
         "# What this machine shows and the image could demand, beside what the broker's operator does:",
         "# [snp.floors]",
-        f"# products = [{_string(str(product))}]",
-        f"# min_reported_tcb = [{_string(f'{product} {tcb}')}]",
+        f"# products = [{string(str(product))}]",
+        f"# min_reported_tcb = [{string(f'{product} {tcb}')}]",
     ]
     if facts["guest_svn"]:
         lines.append(f"# min_guest_svn = {facts['guest_svn']}")
@@ -81,27 +92,4 @@ def _snp(claims: Claims) -> list[str]:
 
 
 def _register(name: str, value: str) -> str:
-    return f"{name} = {_string(value)}  # {title(name)}"
-
-
-def _events(bank: str, index: int, value: str, events: Sequence[LoggedEvent]) -> list[str]:
-    """The lines of one [[tpm.events]], or none where the log does not lead to the value."""
-    if bank not in BANKS or not 1 <= len(events) <= MAX_EVENTS:
-        return []
-    digests = [event.digest for event in events]
-    localities = LOCALITIES if index == 0 else LOCALITIES[:1]
-    locality = next((start for start in localities if replay(bank, digests, start) == value), None)
-    if locality is None:
-        return []
-    head = ["", "[[tpm.events]]", f"pcr = {index}"] + ([f"start_locality = {locality}"] if locality else [])
-    return [*head, "digests = [", *(_event(event) for event in events), "]"]
-
-
-def _event(event: LoggedEvent) -> str:
-    what = event.what[:MAX_WHAT_CHARS]
-    return f"  {{ digest = {_string(event.digest)}, type = {_string(event.type[:64])}, what = {_string(what)} }},"
-
-
-def _string(text: str) -> str:
-    """A TOML basic string. JSON's escapes are TOML's, except that TOML wants DEL escaped too."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{name} = {string(value)}  # {title(name)}"

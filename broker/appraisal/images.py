@@ -15,7 +15,12 @@
     pcr = 4                           # the exact sequence of digests that leads to PCR 4
     digests = [
       { digest = "ab12...", type = "EV_EFI_BOOT_SERVICES_APPLICATION", what = "\\\\EFI\\\\debian\\\\shimx64.efi" },
+      { component = "kernel", digests = ["31aa...", "9d0c..."] },  # or one for each version of a component
     ]
+
+    [[tpm.components]]                # what an update replaces as one (`image_components`, `components`)
+    name = "kernel"
+    versions = ["6.1.0-31", "6.1.0-32"]
 
     [snp]                             # `image_snp`
     measurement = "8e01..."
@@ -37,6 +42,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker import tomltext
+from broker.appraisal.components import Combinations
 from broker.appraisal.image_sev import read_sev
 from broker.appraisal.image_snp import read_snp
 from broker.appraisal.image_tpm import read_tpm
@@ -48,7 +54,7 @@ from keys.tee import Tee
 MAX_IMAGE_CHARS = 200 * 1024
 MAX_DESCRIPTION_CHARS = 500
 
-_Parts = tuple[dict[str, Register], dict[str, Any]]  # registers, floors
+_Parts = tuple[dict[str, Register], dict[str, Any], Combinations | None]  # registers, floors, combinations
 
 # What an image of the Azure paravisor must pin: at VMPL 0 anybody can run his own code, and sign quotes in software.
 _PARAVISOR_PINS = frozenset(("measurement", "id_key_digest"))
@@ -58,37 +64,51 @@ _PARAVISOR_PINS = frozenset(("measurement", "id_key_digest"))
 class Image:
     """`registers` by the names that claims use for them ("sha256:4"), in the order of `registers.order`. `floors` is
     what the image demands besides, as JSON of the platform's own kind (`broker.appraisal.floors`).
+
+    Where the image has components, a register may have more values than go together: `combinations` says which do, and
+    `broker.appraisal.fit` judges by that.
     """
 
     platform: Tee
     description: str
     registers: Mapping[str, Register]
     floors: Mapping[str, Any] = field(default_factory=dict)
+    combinations: Combinations | None = None
 
     def to_body(self) -> dict[str, Any]:
-        return {
+        """Of a register that depends on the combination only the newest release's value stands among the registers: a
+        release of Roomkey that knows no combinations reads that one, and lets no mixture pass.
+        """
+        joint = {} if self.combinations is None else self.combinations.values
+        body = {
             "platform": str(self.platform),
             "description": self.description,
             "registers": {
-                name: {"values": list(register.values), "events": [list(event) for event in register.events]}
+                name: {"values": [joint[name][-1]], "events": []}
+                if name in joint
+                else {"values": list(register.values), "events": [list(event) for event in register.events]}
                 for name, register in self.registers.items()
             },
             "floors": dict(self.floors),
         }
+        return body if self.combinations is None else body | {"combinations": self.combinations.to_body()}
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Image:
-        """What `to_body` wrote, earlier releases' without floors too; other members are left alone. Only the store's
-        bodies come here.
+        """What `to_body` wrote, earlier releases' without floors or combinations too; other members are left alone.
+        Only the store's bodies come here.
         """
+        joint = Combinations.from_body(body["combinations"]) if "combinations" in body else None
         return cls(
             Tee(body["platform"]),
             body["description"],
             {
                 name: Register(tuple(item["values"]), tuple(ExpectedEvent(*event) for event in item["events"]))
                 for name, item in body["registers"].items()
-            },
+            }
+            | ({} if joint is None else joint.registers()),
             body.get("floors", {}),
+            joint,
         )
 
 
@@ -113,20 +133,22 @@ def parse_image(text: str) -> Image:
 
 
 def _tpm(image: Mapping[str, Any]) -> _Parts:
-    return read_tpm(image["tpm"]), {}
+    registers, combinations = read_tpm(image["tpm"])
+    return registers, {}, combinations
 
 
 def _snp(image: Mapping[str, Any]) -> _Parts:
-    return read_snp(image["snp"])
+    return *read_snp(image["snp"]), None
 
 
 def _az_snp_vtpm(image: Mapping[str, Any]) -> _Parts:
     registers, floors = read_snp(image["snp"], pins=_PARAVISOR_PINS)
-    return registers | read_tpm(image["tpm"], banks=("sha256",), events=False), floors  # such evidence has no log
+    pcrs, _ = read_tpm(image["tpm"], banks=("sha256",), events=False)  # such evidence has no log
+    return registers | pcrs, floors, None
 
 
 def _sev(image: Mapping[str, Any]) -> _Parts:
-    return read_sev(image["sev"])
+    return *read_sev(image["sev"]), None
 
 
 _READERS: Mapping[Tee, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], _Parts]]] = {  # tables, what reads them

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -45,29 +46,66 @@ MIN_AZ_AK_BITS = 2048
 _KEYS = frozenset(("ak_public", "ek_public", "ek_certificate", "snp_chip_id", "snp_csp_id", "sev_cek", "az_ak"))
 
 
+class Standing(StrEnum):
+    """Where a machine stands with its owner. Only an enrolled one gets keys."""
+
+    PENDING = "pending"  # it has shown a right image, and waits for its owner's word
+    ENROLLED = "enrolled"
+    DENIED = "denied"  # its owner said no; it does not wait again
+    REVOKED = "revoked"  # it was enrolled, and its owner took that back
+    QUARANTINED = "quarantined"  # the broker saw it twice at the same time
+    FAILED = "failed"  # it was refused, and the rule says that it stays so
+
+
+class Bound(NamedTuple):
+    """For which key (path) and image (NAME or NAME@VERSION) a ticket or an approval enrolled a machine, and with which
+    init-data it came (hex; None where there was none). It counts for nothing else.
+    """
+
+    key: str
+    image: str
+    init_data: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """`ids`: every id under which this machine can turn up. `enrolled`: the TPMT_PUBLIC of its attestation key, and
     after it that of the endorsement key where the owner gave it, under which the other may have been made; None where
-    the machine is known by its endorsement key alone.
+    the machine is known by other ids alone. `why` says why it stands as it does, in the words of whom changed that;
+    `decision` is the ledger's line that led to it, "" where there is none.
     """
 
     ids: tuple[str, ...]
     enrolled: bytes | None = field(default=None, repr=False)
     description: str = ""
+    standing: Standing = Standing.ENROLLED
+    bound: Bound | None = None
+    why: str = ""
+    decision: str = ""
 
     def to_body(self) -> dict[str, Any]:
-        enrolled = None if self.enrolled is None else b64.std(self.enrolled)
-        return {"ids": list(self.ids), "enrolled": enrolled, "description": self.description}
+        return {
+            "ids": list(self.ids),
+            "enrolled": None if self.enrolled is None else b64.std(self.enrolled),
+            "description": self.description,
+            "standing": str(self.standing),
+            "bound": None if self.bound is None else list(self.bound),
+            "why": self.why,
+            "decision": self.decision,
+        }
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Instance:
-        """What `to_body` wrote; only the store's bodies come here."""
-        enrolled = body["enrolled"]
+        """What `to_body` wrote, earlier releases' without a standing too; only the store's bodies come here."""
+        enrolled, bound = body["enrolled"], body.get("bound")
         return cls(
             tuple(body["ids"]),
             None if enrolled is None else b64.from_std(enrolled, name="enrolled", max_bytes=2 * MAX_PUBLIC_BYTES),
             body["description"],
+            Standing(body.get("standing", Standing.ENROLLED)),
+            None if bound is None else Bound(*bound),
+            body.get("why", ""),
+            body.get("decision", ""),
         )
 
 

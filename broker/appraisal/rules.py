@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release rules: for one key, which images it goes to, on which platforms, to which instances.
 
-    images = ["debian-12", "debian-12@3"]   # a bare name means the newest version and no older one
+    images = ["debian-12", "debian-12@3"]   # a bare name: the newest active version, and those that are retiring
     platforms = ["tpm"]                     # each by name; "sev" is the weakest, and in no default
-    instances = ["web-1", "web-2"]          # or exactly ["any"]: any guest that a configured vendor vouches for
+    instances = ["web-1", "web-2"]          # or exactly ["enrolled"]: every guest that its owner enrolled for this key;
+                                            # or exactly ["any"]: any guest that a configured vendor vouches for
+    clones = "refuse"                       # one identity, two live leases: "allow" (default), "refuse", "quarantine"
+    lease_s = 300                           # how long a release counts as live, in seconds
+    sticky_failure = true                   # a guest that failed stays failed until its owner readmits it
+    unsafe_first_use = true                 # whoever comes first with a right image is enrolled; for development
 
 All three lists must be there, and none may be empty: what a rule does not name, it does not allow.
 """
@@ -25,12 +30,17 @@ from keys.tee import Tee
 MAX_RULE_CHARS = 16 * 1024
 MAX_ENTRIES = 64  # in each list
 ANY = "any"
+ENROLLED = "enrolled"
+CLONES = ("allow", "refuse", "quarantine")
+DEFAULT_LEASE_S = 300
+MAX_LEASE_S = 7 * 24 * 3600  # seconds
 # What a rule can name: platforms whose evidence is judged, and SEV, which is judged when its host launches the guest.
 PLATFORMS = frozenset(VERIFIERS) | {Tee.SEV}
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
 _IMAGE = re.compile(r"(?P<name>[^@]*)(?:@(?P<version>[1-9][0-9]{0,8}))?\Z")
 _MEMBERS = frozenset(("images", "platforms", "instances"))
+_OPTIONS = frozenset(("clones", "lease_s", "sticky_failure", "unsafe_first_use"))
 
 
 class ImageRef(NamedTuple):
@@ -45,38 +55,58 @@ class ImageRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`instances` are names of instance records, or exactly (ANY,)."""
+    """`instances` are names of instance records, or exactly (ANY,) or (ENROLLED,). `clones` is one of CLONES; a lease
+    lasts `lease_s` seconds, and is only taken where clones are not allowed.
+    """
 
     images: tuple[ImageRef, ...]
     platforms: tuple[Tee, ...]
     instances: tuple[str, ...]
+    clones: str = CLONES[0]
+    lease_s: int = DEFAULT_LEASE_S
+    sticky_failure: bool = False
+    unsafe_first_use: bool = False
 
     def to_body(self) -> dict[str, Any]:
         return {
             "images": [str(image) for image in self.images],
             "platforms": [str(platform) for platform in self.platforms],
             "instances": list(self.instances),
+            "clones": self.clones,
+            "lease_s": self.lease_s,
+            "sticky_failure": self.sticky_failure,
+            "unsafe_first_use": self.unsafe_first_use,
         }
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Rule:
-        """What `to_body` wrote; other members are left alone. Only the store's bodies come here."""
+        """What `to_body` wrote, earlier releases' without the options too; other members are left alone. Only the
+        store's bodies come here.
+        """
         return cls(
             tuple(_image(text) for text in body["images"]),
             tuple(Tee(name) for name in body["platforms"]),
             tuple(body["instances"]),
+            **{name: body[name] for name in _OPTIONS & body.keys()},
         )
 
 
 def read_rule(value: object) -> Rule:
-    """The rule in an object with the three lists and nothing else. Raises ProtocolError that says what would mend
-    it.
+    """The rule in an object with the three lists, any of the options, and nothing else. Raises ProtocolError that says
+    what would mend it.
     """
-    rule = strictjson.members(value, name="the rule", required=_MEMBERS)
+    rule = strictjson.members(value, name="the rule", required=_MEMBERS, optional=_OPTIONS)
+    if rule.get("unsafe_first_use") is True and rule["instances"] != [ENROLLED]:
+        raise ProtocolError(
+            "unsafe_first_use enrols whoever comes first, and this rule names who may come",
+            expected=f"instances = [{ENROLLED!r}]",
+            mend="leave unsafe_first_use out",
+        )
     return Rule(
         tuple(_image(text) for text in _list(rule, "images")),
         tuple(_platform(text) for text in _list(rule, "platforms")),
         _instances(_list(rule, "instances")),
+        **_options(rule),
     )
 
 
@@ -103,10 +133,25 @@ def check_name(text: object, *, what: str) -> str:
 
 
 def check_instance_name(text: object) -> str:
-    """`text` as the name of an instance. "any" is none: a rule that names it means everybody. Raises ProtocolError."""
-    if check_name(text, what="an instance") == ANY:
-        raise ProtocolError("an instance cannot be called 'any'", mend="choose another name")
+    """`text` as the name of an instance. "any" and "enrolled" are none: a rule that names them means many. Raises
+    ProtocolError.
+    """
+    if check_name(text, what="an instance") in {ANY, ENROLLED}:
+        raise ProtocolError(f"an instance cannot be called {text!r}", mend="choose another name")
     return str(text)
+
+
+def _options(rule: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: rule[name] for name in _OPTIONS & rule.keys()}
+    if given.get("clones", CLONES[0]) not in CLONES:
+        raise ProtocolError("clones is not one", expected=", ".join(CLONES), found=str(given["clones"])[:64])
+    lease = given.get("lease_s", DEFAULT_LEASE_S)
+    if type(lease) is not int or not 1 <= lease <= MAX_LEASE_S:
+        raise ProtocolError("lease_s is no length of a lease", expected=f"1 to {MAX_LEASE_S}", found=str(lease)[:64])
+    for name in ("sticky_failure", "unsafe_first_use"):
+        if type(given.get(name, False)) is not bool:
+            raise ProtocolError(f"{name} must be true or false", found=str(given[name])[:64])
+    return given
 
 
 def _list(rule: Mapping[str, Any], member: str) -> list[str]:
@@ -142,8 +187,11 @@ def _platform(text: str) -> Tee:
 
 
 def _instances(values: list[str]) -> tuple[str, ...]:
-    if ANY in values and len(values) > 1:
-        raise ProtocolError(
-            "instances names 'any' and others", expected="names, or exactly ['any']", mend="leave 'any' out"
-        )
+    for word in (ANY, ENROLLED):
+        if word in values and len(values) > 1:
+            raise ProtocolError(
+                f"instances names {word!r} and others",
+                expected=f"names, or exactly [{word!r}]",
+                mend=f"leave {word!r} out",
+            )
     return tuple(check_name(value, what="an instance") for value in values)

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {  # heading -> name -> module
         "doctor": ("broker.cli.doctor:doctor", "Check a broker's set-up and say what mends it."),
         "owner": ("broker.cli.owner:owner", "Add and list owners."),
         "kek": ("broker.cli.kek:kek", "Rotate the key-encryption key."),
+        "signing-key": ("broker.cli.signing_key:signing_key", "Print the key that agents and owners pin."),
         "endorsements": ("broker.cli.endorsements:endorsements", "Fetch, export and import what AMD vouches for."),
         "ledger": ("broker.cli.ledger:ledger", "Verify the record of decisions."),
     },
@@ -31,6 +32,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {  # heading -> name -> module
         "image": ("broker.cli.image:image", "Approve images: what a good guest has booted."),
         "rule": ("broker.cli.rule:rule", "Say which images and instances may have a key."),
         "instance": ("broker.cli.instance:instance", "Enrol the guests' hardware identities."),
+        "guest": ("broker.cli.guest:guest", "Tickets, approval, and guests that get no key any more."),
+        "distrust": ("broker.cli.distrust:distrust", "What counts no more: a product line, a chip, an image."),
         "decision": ("broker.cli.decision:decision", "Read what was decided, and why."),
     },
     "Anywhere": {

@@ -18,6 +18,7 @@ from broker.config import Config
 from broker.endorsements.setup import amd_trusted
 from broker.files import read_certificates, read_file
 from broker.serve import PKCS8
+from broker.signing import load_signer, published
 from broker.store import open_store
 from broker.store.protocols import RecordKind
 from broker.terminal import fields, next_step, print_json, printable, verdict
@@ -26,7 +27,8 @@ from broker.verifiers.snp_endorsements import check_endorsement, crl_name
 from broker.verifiers.snp_floors import NAMES, Floors
 from broker.verifiers.snp_report import Line
 from keys.custody.local import LocalCustody
-from keys.errors import ConfigError, RoomkeyError
+from keys.envelope import load_keys
+from keys.errors import ConfigError, ProtocolError, RoomkeyError
 
 EXPIRES_SOON = timedelta(days=30)
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -104,6 +106,21 @@ def _token_keys(config: Config, _: datetime) -> Iterator[Finding]:
     for file in (config.token.key_file, *config.token.old_key_files):
         load_signing_key(read_file(file, private=True))
         yield Finding("token key", OK, str(file))
+
+
+def _signing_key(config: Config, _: datetime) -> Iterator[Finding]:
+    signer = load_signer(config)
+    yield Finding("signing key", OK, f"{config.signing.key_file}, kid {signer.kid}")
+    file = published(config.signing.key_file)
+    if not file.exists():
+        return  # agents and owners may get it another way
+    try:
+        pinned = signer.kid in load_keys(read_file(file)).by_kid
+    except ProtocolError:
+        pinned = False
+    if not pinned:
+        mend = f"roomkey signing-key > {file}; put it where agents and owners pin it"
+        yield Finding("signing key", WARN, f"{file} does not have it: who pins that file refuses this broker", mend)
 
 
 def _tls(config: Config, now: datetime) -> Iterator[Finding]:
@@ -200,6 +217,7 @@ CHECKS: dict[str, Check] = {
     "switches": _switches,
     "KEK": _kek,
     "token key": _token_keys,
+    "signing key": _signing_key,
     "TLS": _tls,
     "store": _store,
     "TPM roots": _tpm_roots,

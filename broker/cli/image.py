@@ -4,61 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from broker.appraisal.enrol import enrol_image
-from broker.claims import Claims
-from broker.cli.evidence import EvidenceFile, read_evidence
+from broker.cli.evidence import read_evidence
+from broker.cli.image_diff import diff
+from broker.cli.image_evidence import claims_in, proof, store_image
+from broker.cli.image_life import approve, history, retire, revoke, state_of
 from broker.cli.image_measure import measure
+from broker.cli.image_update import update
 from broker.cli.options import (
     as_owner,
     confirmed,
     endorsement_files,
     floors_file,
     json_flag,
-    read_floors,
-    read_input,
     read_text,
     why,
 )
+from broker.cli.try_report import image_try
 from broker.owner_client import Caller, path_of
-from broker.terminal import next_step, print_json, printable, table, trace, when
-from broker.verifiers.offline import judge
-from keys.errors import VerificationError
+from broker.terminal import next_step, print_json, printable, table, when
 from keys.tee import Tee
 
 PCRS = range(24)
 ALWAYS = (0, 2, 4, 7)  # firmware, option ROMs, boot applications, Secure Boot
 IF_EXTENDED = (8, 9, 14)  # GRUB's command line and files, shim's MOK lists
 WITH_UKI = (11, 12, 13)  # systemd-stub's; a 12 that stays zero keeps added command lines out
-
-_YOURS = """that it was in good order when it made the file. That is
-              yours to know: take the file from a machine that you trust now, by a way on which nobody could replace
-              it."""
-
-PROOF = {
-    Tee.TPM: """\
-Checked here: the quote is signed by the attestation key in the same file, and covers these values. The key's Name:
-              {name}
-Not checked:  that this key lives in a TPM, that the TPM is in your machine, and """
-    + _YOURS,
-    Tee.SNP: """\
-Checked here: the report leads to AMD's root, meets the floors, and shows these values. It was made on
-              {name}
-Not checked:  what the launch digest stands for (`roomkey image measure snp` computes it from your files), that the
-              guest was yours, and """
-    + _YOURS,
-    Tee.AZ_SNP_VTPM: """\
-Checked here: the report of the paravisor leads to AMD's root and meets the floors; the quote is signed by the key that
-              it names, and covers these values. The guest is
-              {name}
-Not checked:  that this paravisor is Microsoft's, that the guest was yours, and """
-    + _YOURS,
-}
 
 
 class PcrList(click.ParamType[tuple[int, ...]]):
@@ -84,23 +59,30 @@ def image() -> None:
 
 
 image.add_command(measure)
+image.add_command(update)
+image.add_command(diff)
+image.add_command(image_try)
+for command in (approve, retire, revoke, history):
+    image.add_command(command)
 
 
 @image.command()
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--propose", is_flag=True, help="Let nobody in with it before it is approved.")
 @why
 @as_owner
-def put(client: Caller, name: str, file: Path, why: str) -> None:
+def put(client: Caller, name: str, file: Path, propose: bool, why: str) -> None:
     """Store the image in FILE (TOML, - for standard input) as the next version of NAME.
 
     A rule that names the image without a version means the newest: guests of older versions are then denied.
+    With --propose, or signed with a key that may only propose, it counts once `roomkey image approve` lets it.
 
     \b
     Example:
       roomkey image put debian-12 debian-12.toml --why "kernel 6.1.0-31"
     """
-    _put(client, name, read_text(file), why)
+    store_image(client, name, read_text(file), why, propose=propose)
 
 
 @image.command()
@@ -139,18 +121,17 @@ def enrol(
     evidence = read_evidence(file)
     if pcrs is not None and evidence.tee is Tee.SNP:
         raise click.UsageError("An SEV-SNP report has no PCRs: leave --pcrs out.")
-    claims = _claims(evidence, endorsements, floors)
+    claims = claims_in(evidence, endorsements, floors)
     chosen = default_pcrs(claims.measurements) if pcrs is None else pcrs
     text = enrol_image(claims, chosen, description=f"enrolled from {file.name}")
     for line in text.splitlines():
         click.echo(printable(line))
     if draft:
         return
-    known_as = evidence.ak_name or ", ".join(claims.instance_ids)
-    next_step("\n" + PROOF[claims.tee].format(name=known_as))
+    next_step("\n" + proof(evidence, claims))
     if not yes:
         click.confirm(f"\nStore it as the next version of {name}?", abort=True, err=True)
-    _put(client, name, text, why)
+    store_image(client, name, text, why)
 
 
 @image.command("list")
@@ -168,8 +149,11 @@ def list_(client: Caller, as_json: bool) -> None:
         print_json(images)
         return
     table(
-        ("image", "version", "platform", "created", "description"),
-        [(i["name"], i["version"], i["platform"], when(i["created_at"]), i["description"]) for i in images],
+        ("image", "version", "state", "platform", "created", "description"),
+        [
+            (i["name"], i["version"], state_of(i["life"]), i["platform"], when(i["created_at"]), i["description"])
+            for i in images
+        ],
         empty="No images yet, so nothing is released. Make one: roomkey image enrol NAME --from EVIDENCE.json",
     )
 
@@ -193,7 +177,9 @@ def show(client: Caller, name: str, as_json: bool) -> None:
     if as_json:
         print_json(shown)
         return
-    next_step(f"{bare}@{shown['version']}, {when(shown['created_at'])}, by {shown['created_by']}")
+    next_step(
+        f"{bare}@{shown['version']}, {when(shown['created_at'])}, by {shown['created_by']}; {state_of(shown['life'])}"
+    )
     for line in shown["toml"].splitlines():
         click.echo(printable(line))
 
@@ -209,28 +195,3 @@ def default_pcrs(measurements: Mapping[str, str]) -> list[int]:
         *(index for index in IF_EXTENDED if extended(index)),
         *(WITH_UKI if extended(WITH_UKI[0]) else ()),
     })  # fmt: skip
-
-
-def _claims(evidence: EvidenceFile, endorsements: tuple[Path, ...], floors: Path | None) -> Claims:
-    """What the evidence proves: of a TPM under the attestation key that the file names, else up to AMD's root. Raises
-    VerificationError.
-    """
-    judgement = judge(
-        evidence.tee,
-        evidence.raw,
-        [read_input(file) for file in endorsements],
-        [],
-        datetime.now(UTC),
-        {"ak_name": evidence.ak_name} if evidence.tee is Tee.TPM else {},
-        floors=read_floors(floors),
-    )
-    if judgement.claims is None:
-        trace(judgement.trace.to_json(), verbose=False)
-        raise VerificationError("the evidence in the file is not genuine", mend="make a new file in the guest")
-    return judgement.claims
-
-
-def _put(client: Caller, name: str, text: str, why: str) -> None:
-    stored = client.call("PUT", path_of("images", name), {"toml": text, "why": why})
-    click.echo(f"image {name}@{stored['version']} stored")
-    next_step(f"Release a key to it: roomkey rule set OWNER/TYPE/TAG --image {name} --instance INSTANCE")

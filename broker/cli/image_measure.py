@@ -18,8 +18,9 @@ from typing import Any
 
 import click
 
+from broker.cli.image_evidence import store_image
 from broker.cli.options import Command, identity_at, identity_file, json_flag, read_input, why
-from broker.owner_client import OwnerClient, path_of
+from broker.owner_client import OwnerClient
 from broker.terminal import next_step, print_json
 from broker.verifiers.snp_id_key import key_digest, read_key
 from keys.errors import ConfigError
@@ -327,13 +328,10 @@ def _answer(
     if put_as is not None:
         client = OwnerClient(identity_at(identity_path))
         try:
-            stored = client.call("PUT", path_of("images", put_as), {"toml": text, "why": why})
+            # The weaker kind of SEV is never chosen unnamed.
+            store_image(client, put_as, text, why, options="" if launch.mode is Mode.SNP else " --platform sev")
         finally:
             client.close()
-        click.echo(f"image {put_as}@{stored['version']} stored")
-        platform = "" if launch.mode is Mode.SNP else " --platform sev"  # the weaker kind is never chosen unnamed
-        rule = f"roomkey rule set OWNER/TYPE/TAG --image {put_as} --instance INSTANCE{platform}"
-        next_step(f"Release a key to it: {rule}")
     elif as_json:
         print_json({"mode": launch.mode, **values})
     elif as_toml:

@@ -15,12 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.cli.pki import certificate_pem, key_pem, make_ca, make_server
 from broker.owner_identity import write_new
+from broker.signing import Signer, published
 from broker.store import SQLITE_SCHEME, open_store
 from broker.terminal import fields, next_step
-from keys import b64
+from keys import b64, strictjson
 from keys.custody.local import KEK_BYTES, KEK_FILE_MODE
 from keys.errors import ConfigError, Conflict
 
+SIGNING_KEY = "signing.key"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 CONFIG = """\
 # Roomkey broker. Paths are relative to this file. Check it with: roomkey doctor --config broker.toml
@@ -44,6 +46,9 @@ old_kek_files = []
 [token]
 key_file = "token.key"      # signs attestation results
 
+[signing]
+key_file = "signing.key"    # signs what agents and owners read; they pin signing.pub.json
+
 [tpm]
 ek_root_files = []          # TPM makers' root certificates; with none, only enrolled TPMs are trusted
 ek_intermediate_files = []
@@ -61,7 +66,8 @@ kds_url = "https://kdsintf.amd.com"   # AMD hands out processors' certificates t
 @click.option("--listen", "address", help="Address to listen on. [default: 127.0.0.1, or 0.0.0.0 with --host]")
 @click.option("--port", type=click.IntRange(1, 65535), default=8443, show_default=True)
 def init(folder: Path, hosts: tuple[str, ...], address: str | None, port: int) -> None:
-    """Make a new broker's folder DIR: config, KEK, token key, CA and TLS certificate, empty store.
+    """Make a new broker's folder DIR: config, KEK, token key, signing key, CA and TLS certificate, empty
+    store.
 
     Nothing is overwritten: DIR must not exist, or be empty. The new broker denies everything until its owners have
     put keys, images and rules.
@@ -93,11 +99,15 @@ def _fill(folder: Path, hosts: tuple[str, ...], config: str) -> None:
     now = datetime.now(UTC)
     ca, ca_key = make_ca(f"Roomkey {hosts[0]}", now)
     server, server_key = make_server(ca, ca_key, hosts, now)
+    signing_key = ec.generate_private_key(ec.SECP256R1())
+    public = strictjson.canonical(Signer(signing_key).jwks()) + b"\n"
     (folder / "tls").mkdir(mode=0o700)
     for name, data, mode in (
         ("broker.toml", config.encode(), 0o644),
         ("kek", b64.std(os.urandom(KEK_BYTES)).encode() + b"\n", KEK_FILE_MODE),
         ("token.key", key_pem(ec.generate_private_key(ec.SECP256R1())), 0o400),
+        (SIGNING_KEY, key_pem(signing_key), 0o400),
+        (published(Path(SIGNING_KEY)).name, public, 0o644),
         ("tls/ca.pem", certificate_pem(ca), 0o644),
         ("tls/ca.key", key_pem(ca_key), 0o400),
         ("tls/broker.pem", certificate_pem(server), 0o644),
@@ -121,7 +131,8 @@ def _report(folder: Path, audience: str, listen: str, hosts: tuple[str, ...]) ->
             ("broker", audience),
             ("listens on", listen),
             ("certificate for", ", ".join(hosts)),
-            ("for guests and owners", f"{folder / 'tls/ca.pem'}  (pin it: it is all they trust)"),
+            ("for guests and owners", f"{folder / 'tls/ca.pem'}  (pin it: the only CA that they trust)"),
+            ("for them, too", f"{published(folder / SIGNING_KEY)}  (pin it: whose word they take)"),
             ("for a safe", f"{folder / 'kek'}  (without it the store is noise)"),
             ("to be moved away", f"{folder / 'tls/ca.key'}  (only needed to issue the next certificate)"),
         ]

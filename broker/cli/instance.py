@@ -151,23 +151,6 @@ def delete(client: Caller, name: str, yes: bool, why: str) -> None:
     next_step("Rules with `any` still let its hardware in: roomkey rule list")
 
 
-@instance.command()
-@click.argument("name")
-@why
-@as_owner
-def readmit(client: Caller, name: str, why: str) -> None:
-    """Let a machine in again whose TPM shows an older clock than before.
-
-    That happens when the TPM was cleared, and when somebody restored the machine from a snapshot: find out which.
-
-    \b
-    Example:
-      roomkey instance readmit web-1 --why "TPM cleared at the board's replacement"
-    """
-    readmitted = client.call("POST", path_of("instances", name, "readmit"), {"why": why})
-    click.echo(f"instance {name} may start again from any clock ({len(readmitted['ids'])} ids)")
-
-
 def kinds(ids: list[str]) -> list[str]:
     """What an instance is known by, in words."""
     words = {

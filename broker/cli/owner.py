@@ -10,7 +10,7 @@ import click
 
 from broker.cli.operator import OPERATOR, opened, recorded
 from broker.cli.options import config_file, json_flag, read_input, why
-from broker.owners import OwnerKey, parse_key, to_body
+from broker.owners import OwnerKey, Role, parse_key, registered_key, to_body
 from broker.services import now_ms
 from broker.store.protocols import Record, RecordKind, Store
 from broker.terminal import next_step, print_json, table, when
@@ -93,27 +93,36 @@ def list_(config_path: Path, as_json: bool) -> None:
 @owner.command()
 @click.argument("name")
 @click.option("--add", "file", type=key_file, help="Register one more public key (JWK).")
+@click.option(
+    "--role",
+    type=click.Choice([str(role) for role in Role]),
+    default=str(Role.OWNER),
+    show_default=True,
+    help="What the added key may do: everything, or only propose images, which count once you approve them.",
+)
 @click.option("--remove", "kid", help="Take a key away, by its key id.")
 @config_file
 @why
 @json_flag
-def keys(name: str, file: Path | None, kid: str | None, config_path: Path, why: str, as_json: bool) -> None:
+def keys(name: str, file: Path | None, role: str, kid: str | None, config_path: Path, why: str, as_json: bool) -> None:
     """Show the keys that may sign for owner NAME; add or remove one.
 
-    To replace a key: add the new one, let the owner try it, remove the old one. The last key cannot be removed.
+    To replace a key: add the new one, let the owner try it, remove the old one. The last key that may do everything
+    cannot be removed.
 
     \b
     Example:
       roomkey owner keys acme --add new.public.jwk --remove 0Bx7...
+      roomkey owner keys acme --add build.public.jwk --role propose
     """
     with opened(config_path) as (_, store):
         try:
             record = store.record(RecordKind.OWNER, "", name)
         except NotFound:
             raise NotFound(f"there is no owner {name[:64]}", mend="roomkey owner list") from None
-        registered = [parse_key(key["jwk"]) for key in _keys(record)]
+        registered = [registered_key(entry) for entry in _keys(record)]
         if file is not None:
-            registered.append(_read_key(file))
+            registered.append(_read_key(file)._replace(role=Role(role)))
         if kid is not None:
             if kid not in {key.kid for key in registered}:
                 raise NotFound(f"{name} has no such key", found=kid[:64], mend=f"roomkey owner keys {name}")
@@ -121,9 +130,10 @@ def keys(name: str, file: Path | None, kid: str | None, config_path: Path, why: 
         if file is not None or kid is not None:
             _put(store, name, record.version, registered, "changed", why)
     if as_json:
-        print_json([{"kid": key.kid, "jwk": key.jwk} for key in registered])
+        print_json([{"kid": key.kid, "jwk": key.jwk, "role": str(key.role)} for key in registered])
     else:
-        table(("key id", "algorithm"), [(key.kid, key.algorithm) for key in registered], empty="")
+        rows = [(key.kid, key.algorithm, key.role) for key in registered]
+        table(("key id", "algorithm", "role"), rows, empty="")
 
 
 def _keys(record: Record) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from urllib.parse import urlencode
 
 import click
 
-from broker.appraisal.rules import ANY, parse_rule
+from broker.appraisal.rules import ANY, CLONES, ENROLLED, parse_rule
 from broker.cli.options import as_owner, json_flag, key_path, read_text, why
+from broker.cli.try_report import days, print_report
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, when
 from keys.errors import NotFound, ProtocolError
@@ -18,6 +19,34 @@ from keys.messages import ResourcePath
 from keys.tee import Tee
 
 LISTS = ("images", "platforms", "instances")
+OPTIONS = ("clones", "lease_s", "sticky_failure", "unsafe_first_use")
+
+
+named_images = click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME[@VERSION]",
+    help="An image that may have the key; without a version the newest active one, and those that retire. [repeatable]",
+)
+named_instances = click.option(
+    "--instance",
+    "instances",
+    multiple=True,
+    metavar="NAME",
+    help="An enrolled instance; `enrolled`: each that you enrolled for this key; `any`: every guest whose hardware's "
+    "maker the broker trusts. [repeatable]",
+)
+named_platforms = click.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="TEE",
+    help="A platform. [repeatable; default: those of the images, but never sev; tpm where an image is not there yet]",
+)
+whole_file = click.option(
+    "--file", type=click.Path(path_type=Path), help="The whole rule as TOML, instead of the options above."
+)
 
 
 @click.group()
@@ -32,28 +61,10 @@ def rule() -> None:
 
 @rule.command("set")
 @key_path
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="NAME[@VERSION]",
-    help="An image that may have the key; without a version the newest one only. [repeatable]",
-)
-@click.option(
-    "--instance",
-    "instances",
-    multiple=True,
-    metavar="NAME",
-    help="An enrolled instance, or `any`: every guest whose hardware's maker the broker trusts. [repeatable]",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="TEE",
-    help="A platform. [repeatable; default: those of the images, but never sev; tpm where an image is not there yet]",
-)
-@click.option("--file", type=click.Path(path_type=Path), help="The whole rule as TOML, instead of the options above.")
+@named_images
+@named_instances
+@named_platforms
+@whole_file
 @why
 @as_owner
 def set_(
@@ -68,14 +79,7 @@ def set_(
       roomkey rule set acme/disk/web-root --image old --instance rack-3 --platform sev
       roomkey rule set acme/disk/web-root --file rule.toml
     """
-    if file is not None:
-        if images or instances or platforms:
-            raise click.UsageError("--file holds the whole rule: leave the other options out.")
-        body = parse_rule(read_text(file)).to_body()
-    elif images and instances:
-        body = {"images": [*images], "platforms": [*platforms] or _platforms(client, images), "instances": [*instances]}
-    else:
-        raise click.UsageError("A rule names at least one --image and one --instance: what it leaves out is denied.")
+    body = _body(client, images, instances, platforms, file)
     stored = client.call("PUT", _path(path), body | {"why": why})
     click.echo(f"rule of {path}, version {stored['version']}")
     _print(stored)
@@ -83,6 +87,30 @@ def set_(
         next_step("Note: `any` means every machine in the world that boots one of these images on trusted hardware.")
     for kind in ("images", "instances"):
         _note_unknown(client, kind, stored[kind])
+
+
+@rule.command("try")
+@key_path
+@named_images
+@named_instances
+@named_platforms
+@whole_file
+@days
+@json_flag
+@as_owner
+def try_(
+    client: Caller, path: ResourcePath, images: tuple[str, ...], instances: tuple[str, ...],
+    platforms: tuple[str, ...], file: Path | None, days: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Say who would newly be refused or let in by a rule, without setting it: the recorded requests for the key are
+    judged again.
+
+    \b
+    Example:
+      roomkey rule try acme/disk/web-root --image debian-12 --instance enrolled --days 90
+    """
+    body = _body(client, images, instances, platforms, file)
+    print_report(client.call("POST", _path(path) + "/try", body | {"days": days}), as_json=as_json)
 
 
 @rule.command()
@@ -140,6 +168,19 @@ def delete(client: Caller, path: ResourcePath, why: str) -> None:
     click.echo(f"rule of {path} deleted: nobody gets the key now")
 
 
+def _body(
+    client: Caller, images: tuple[str, ...], instances: tuple[str, ...], platforms: tuple[str, ...], file: Path | None
+) -> dict[str, Any]:
+    """The rule as it is sent. Raises click.UsageError."""
+    if file is not None:
+        if images or instances or platforms:
+            raise click.UsageError("--file holds the whole rule: leave the other options out.")
+        return parse_rule(read_text(file)).to_body()
+    if not images or not instances:
+        raise click.UsageError("A rule names at least one --image and one --instance: what it leaves out is denied.")
+    return {"images": [*images], "platforms": [*platforms] or _platforms(client, images), "instances": [*instances]}
+
+
 def _platforms(client: Caller, images: tuple[str, ...]) -> list[str]:
     """The platforms of the images, if all are there. SEV is weaker than all others, so it is never chosen unnamed."""
     found = set()
@@ -157,7 +198,7 @@ def _platforms(client: Caller, images: tuple[str, ...]) -> list[str]:
 
 def _note_unknown(client: Caller, kind: str, named: list[str]) -> None:
     """A rule may come before what it names; a name that was mistyped would deny without a word, so say it."""
-    known = {item["name"] for item in client.call("GET", path_of(kind))[kind]} | {ANY}
+    known = {item["name"] for item in client.call("GET", path_of(kind))[kind]} | {ANY, ENROLLED}
     unknown = [name for name in named if name.partition("@")[0] not in known]
     if unknown:
         next_step(f"Note: you have no {kind} named {', '.join(unknown)} yet; until then they let nobody in.")
@@ -168,4 +209,7 @@ def _path(path: ResourcePath) -> str:
 
 
 def _print(rule: dict[str, Any]) -> None:
-    fields([(name, ", ".join(rule[name])) for name in LISTS], indent=2)
+    options = {name: rule[name] for name in OPTIONS if rule[name] not in (False, CLONES[0])}
+    if rule["clones"] == CLONES[0]:
+        options.pop("lease_s")
+    fields([*((name, ", ".join(rule[name])) for name in LISTS), *options.items()], indent=2)

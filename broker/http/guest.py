@@ -17,6 +17,7 @@ from broker import attestation, session
 from broker.endorsements.source import WouldWait
 from broker.http.edge import Edge, RateLimited, answer_in_thread, is_second_turn, json_response, may_wait
 from broker.release import release
+from keys.envelope import MEDIA_TYPE
 from keys.messages import Attestation, ResourcePath
 from keys.messages import Request as ChallengeRequest
 
@@ -59,7 +60,14 @@ def attest(edge: Edge) -> Response:
 def resource(edge: Edge, owner: str, type: str, tag: str) -> Response:  # noqa: A002  the protocol's word
     now = admit(edge, "resource")
     path = ResourcePath.parse(f"{owner}/{type}/{tag}")
-    jwe = release(path, edge.services, session_id=request.cookies.get(COOKIE), token=_bearer(request), now=now)
+    jwe = release(
+        path,
+        edge.services,
+        session_id=request.cookies.get(COOKIE),
+        token=_bearer(request),
+        now=now,
+        in_envelope=request.headers.get("Accept") == MEDIA_TYPE,
+    )
     return json_response(jwe)
 
 

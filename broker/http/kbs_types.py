@@ -25,11 +25,14 @@ class TpmDeclaration(Struct, rename="kebab", forbid_unknown_fields=True):
 
 
 class AuthParams(Struct, rename="kebab", forbid_unknown_fields=True):
-    """`resource`: OWNER/TYPE/TAG of the key that this session will ask for, and then no other."""
+    """`resource`: OWNER/TYPE/TAG of the key that this session will ask for, and then no other. `ticket`: what the owner
+    gave a guest that is not enrolled yet.
+    """
 
     supported_hash_algorithms: list[str] | UnsetType = UNSET
     resource: str | UnsetType = UNSET
     tpm: TpmDeclaration | UnsetType = UNSET
+    ticket: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,128}$")] | UnsetType = UNSET
 
 
 class AuthRequest(Struct, rename="kebab", forbid_unknown_fields=True):

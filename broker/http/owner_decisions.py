@@ -11,7 +11,7 @@ from broker.store.protocols import LedgerEntry
 
 
 def whoami(call: Call, _: None) -> types.Whoami:
-    return types.Whoami(call.who.owner, call.who.kid)
+    return types.Whoami(call.who.owner, call.who.kid, str(call.who.role))
 
 
 def list_decisions(call: Call, query: types.DecisionQuery) -> types.Decisions:

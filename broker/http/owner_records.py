@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/v1/images`, `/v1/rules`, `/v1/instances`: what owners say about good guests. Versioned, nothing overwritten."""
+"""`/v1/rules`, `/v1/instances`: who gets a key. Versioned, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -8,29 +8,13 @@ from typing import Any
 
 import msgspec
 
-from broker import ledger
-from broker.appraisal.images import parse_image
-from broker.appraisal.instances import parse_instance
-from broker.appraisal.rules import check_instance_name, check_name, read_rule, rule_name
-from broker.changes import recorded
+from broker.appraisal.instances import Instance, Standing, parse_instance
+from broker.appraisal.rules import Rule, check_instance_name, read_rule, rule_name
+from broker.changes import put_record
 from broker.http import types
 from broker.http.call import Call
 from broker.store.protocols import Record, RecordKind
-from keys.errors import Conflict
-
-
-def list_images(call: Call, _: None) -> types.Images:
-    return types.Images([_image_summary(record) for record in _records(call, RecordKind.IMAGE)])
-
-
-def show_image(call: Call, query: types.VersionQuery) -> types.Image:
-    return _image(call.services.store.record(RecordKind.IMAGE, call.who.owner, call.name, query.version))
-
-
-def put_image(call: Call, request: types.PutImage) -> types.ImageSummary:
-    name = check_name(call.name, what="an image")
-    body = parse_image(request.toml).to_body() | {"toml": request.toml}
-    return _image_summary(_put(call, RecordKind.IMAGE, name, body, why=request.why))
+from keys.errors import Conflict, NotFound
 
 
 def list_rules(call: Call, _: None) -> types.Rules:
@@ -43,9 +27,7 @@ def show_rule(call: Call, _: None) -> types.Rule:
 
 def put_rule(call: Call, request: types.PutRule) -> types.Rule:
     name = rule_name(call.path)
-    rule = read_rule({
-        "images": request.images, "platforms": request.platforms, "instances": request.instances
-    })  # fmt: skip
+    rule = read_rule({key: value for key, value in msgspec.to_builtins(request).items() if key != "why"})
     return _rule(_put(call, RecordKind.RULE, name, rule.to_body(), why=request.why))
 
 
@@ -66,6 +48,7 @@ def put_instance(call: Call, request: types.PutInstance) -> types.Instance:
     posted = {key: value for key, value in msgspec.to_builtins(request).items() if key != "why" and value is not None}
     instance = parse_instance(posted)
     _check_known_by_one_name(call, name, instance.ids)
+    _check_in_order(call, name)
     return _instance(_put(call, RecordKind.INSTANCE, name, instance.to_body(), why=request.why, aliases=instance.ids))
 
 
@@ -81,14 +64,20 @@ def _check_known_by_one_name(call: Call, name: str, ids: Sequence[str]) -> None:
                 )
 
 
+def _check_in_order(call: Call, name: str) -> None:
+    """Who was revoked, or failed, does not come back by being enrolled again in passing. Raises Conflict."""
+    try:
+        record = call.services.store.record(RecordKind.INSTANCE, call.who.owner, name)
+    except NotFound:
+        return
+    standing = Instance.from_body(_body(record)).standing
+    if standing not in {Standing.ENROLLED, Standing.PENDING}:
+        raise Conflict(f"this machine is {standing}", expected=Standing.ENROLLED, found=standing,
+                       mend=f"roomkey guest readmit {name}, or roomkey instance delete {name}")  # fmt: skip
+
+
 def delete_instance(call: Call, request: types.Change) -> types.Deleted:
     return _delete(call, RecordKind.INSTANCE, call.name, why=request.why)
-
-
-def readmit_instance(call: Call, request: types.Change) -> types.Readmitted:
-    ids: list[str] = _body(call.services.store.record(RecordKind.INSTANCE, call.who.owner, call.name))["ids"]
-    ledger.readmit(call.services, owner=call.who.owner, ids=ids, who=call.who.kid, why=request.why, now=call.now)
-    return types.Readmitted(call.name, ids)
 
 
 def _records(call: Call, kind: RecordKind) -> list[Record]:
@@ -100,9 +89,7 @@ def _put(
 ) -> Record:
     store, owner = call.services.store, call.who.owner
     record = Record(kind, owner, name, store.newest_version(kind, owner, name) + 1, body, call.now, call.who.kid)
-    verdict = "deleted" if body is None else "put"
-    with recorded(call.services, call.who, verdict, f"{kind}/{name}@{record.version}", why=why, now=call.now):
-        store.put_record(record, aliases)
+    put_record(call.services, call.who, record, why=why, aliases=aliases)
     return record
 
 
@@ -116,27 +103,14 @@ def _body(record: Record) -> dict[str, Any]:
     return record.body or {}  # never None: the store hands out no deleted records
 
 
-def _image_summary(record: Record) -> types.ImageSummary:
-    body = _body(record)
-    return types.ImageSummary(
-        record.name, record.version, body["platform"], body["description"], record.created_at, record.created_by
-    )
-
-
-def _image(record: Record) -> types.Image:
-    return types.Image(**msgspec.structs.asdict(_image_summary(record)), toml=_body(record)["toml"])
-
-
 def _rule(record: Record) -> types.Rule:
-    body = _body(record)
+    rule = Rule.from_body(_body(record)).to_body()
     return types.Rule(
-        f"{record.owner}/{record.name}",
-        record.version,
-        body["images"],
-        body["platforms"],
-        body["instances"],
-        record.created_at,
-        record.created_by,
+        path=f"{record.owner}/{record.name}",
+        version=record.version,
+        created_at=record.created_at,
+        created_by=record.created_by,
+        **rule,
     )
 
 

@@ -14,7 +14,24 @@ from typing import Any
 
 import msgspec
 
-from broker.http import guest, kbs_types, ops, owner_decisions, owner_keys, owner_records, sev, sev_types, types
+from broker.http import (
+    guest,
+    guest_types,
+    image_types,
+    kbs_types,
+    ops,
+    owner_decisions,
+    owner_distrust,
+    owner_guests,
+    owner_images,
+    owner_keys,
+    owner_records,
+    owner_try,
+    sev,
+    sev_types,
+    types,
+)
+from broker.owners import Role
 
 
 class Access(StrEnum):
@@ -28,9 +45,14 @@ class Access(StrEnum):
     OWNER = "owner"  # an owner's signed request
 
 
+ONLY_OWNER = frozenset((Role.OWNER,))
+ALSO_PROPOSER = frozenset(Role)
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """`path` as OpenAPI writes it. `request` and `response`: the types of the bodies; with GET, `request` is the query.
+    `roles`: which of an owner's keys may pass, on owners' routes.
 
     Handlers of owners' routes take a `Call` and the decoded request and return the response; all others take the `Edge`
     and the path's variables and return a Flask response.
@@ -45,6 +67,7 @@ class Route:
     request: type[msgspec.Struct] | None = None
     response: type[msgspec.Struct] | None = None
     status: int = 200
+    roles: frozenset[Role] = ONLY_OWNER
 
     @property
     def rule(self) -> str:
@@ -60,13 +83,15 @@ def _owner(
     request: type[msgspec.Struct] | None,
     response: type[msgspec.Struct],
     status: int = 200,
+    roles: frozenset[Role] = ONLY_OWNER,
 ) -> Route:
-    return Route(method, path, Access.OWNER, handler.__name__, summary, handler, request, response, status)
+    return Route(method, path, Access.OWNER, handler.__name__, summary, handler, request, response, status, roles)
 
 
 _KEY = "/v1/keys/{owner}/{type}/{tag}"
 _RULE = "/v1/rules/{owner}/{type}/{tag}"
 _IMAGE = "/v1/images/{name}"
+_GUEST = "/v1/guests/{name}"
 _INSTANCE = "/v1/instances/{name}"
 
 ROUTES: tuple[Route, ...] = (
@@ -87,7 +112,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/.well-known/jwks.json", Access.PUBLIC, "jwks", "The keys that sign attestation results",
           ops.jwks, None, kbs_types.JwkSet),
     Route("GET", "/v1/openapi.json", Access.PUBLIC, "openapi", "This document", ops.openapi),
-    _owner("GET", "/v1/whoami", owner_decisions.whoami, "Whose request is this?", None, types.Whoami),
+    _owner("GET", "/v1/whoami", owner_decisions.whoami, "Whose request is this?", None, types.Whoami,
+           roles=ALSO_PROPOSER),
     _owner("GET", "/v1/keys", owner_keys.list_keys, "List keys", None, types.Keys),
     _owner("GET", _KEY, owner_keys.show_key, "Show the versions of a key", None, types.Key),
     _owner("PUT", _KEY, owner_keys.put_key, "Put the next version of a key", types.PutKey, types.KeySummary, 201),
@@ -96,21 +122,52 @@ ROUTES: tuple[Route, ...] = (
     _owner("POST", _KEY + "/rotate", owner_keys.rotate_key, "Let the broker make the next version, as long as the last",
            types.Change, types.KeySummary, 201),
     _owner("DELETE", _KEY, owner_keys.destroy_key, "Erase all versions of a key", types.Change, types.Destroyed),
-    _owner("GET", "/v1/images", owner_records.list_images, "List images", None, types.Images),
-    _owner("GET", _IMAGE, owner_records.show_image, "Show an image", types.VersionQuery, types.Image),
-    _owner("PUT", _IMAGE, owner_records.put_image, "Put the next version of an image",
-           types.PutImage, types.ImageSummary, 201),
+    _owner("GET", "/v1/images", owner_images.list_images, "List images", None, image_types.Images,
+           roles=ALSO_PROPOSER),
+    _owner("GET", _IMAGE, owner_images.show_image, "Show an image", types.VersionQuery, image_types.Image,
+           roles=ALSO_PROPOSER),
+    _owner("PUT", _IMAGE, owner_images.put_image, "Put or propose the next version of an image",
+           image_types.PutImage, image_types.ImagePut, 201, roles=ALSO_PROPOSER),
+    _owner("GET", _IMAGE + "/history", owner_images.show_image_history, "Show where an image's versions stood",
+           None, image_types.ImageHistory, roles=ALSO_PROPOSER),
+    _owner("POST", _IMAGE + "/{version}/state", owner_images.set_image_state, "Approve, retire or revoke a version",
+           image_types.SetImageState, image_types.ImageStanding),
     _owner("GET", "/v1/rules", owner_records.list_rules, "List release rules", None, types.Rules),
     _owner("GET", _RULE, owner_records.show_rule, "Show a key's release rule", None, types.Rule),
     _owner("PUT", _RULE, owner_records.put_rule, "Set a key's release rule", types.PutRule, types.Rule, 201),
     _owner("DELETE", _RULE, owner_records.delete_rule, "Take a key's release rule away: nobody gets it",
            types.Change, types.Deleted),
+    _owner("POST", _RULE + "/try", owner_try.try_rule, "Who would newly be refused or let in by a rule?",
+           types.TryRule, types.TryReport),
+    _owner("POST", _IMAGE + "/try", owner_try.try_image, "Who would newly be refused or let in by an image?",
+           types.TryImage, types.TryReport),
     _owner("GET", "/v1/instances", owner_records.list_instances, "List instances", None, types.Instances),
     _owner("GET", _INSTANCE, owner_records.show_instance, "Show an instance", None, types.Instance),
     _owner("PUT", _INSTANCE, owner_records.put_instance, "Enrol an instance", types.PutInstance, types.Instance, 201),
     _owner("DELETE", _INSTANCE, owner_records.delete_instance, "Forget an instance", types.Change, types.Deleted),
-    _owner("POST", _INSTANCE + "/readmit", owner_records.readmit_instance,
-           "Let an instance in again whose clock went back", types.Change, types.Readmitted),
+    _owner("GET", "/v1/guests", owner_guests.list_guests, "List guests and where they stand", None, guest_types.Guests),
+    _owner("POST", _GUEST + "/approve", owner_guests.approve_guest, "Enrol a guest that waits",
+           guest_types.Approve, guest_types.Guest),
+    _owner("POST", _GUEST + "/deny", owner_guests.deny_guest, "Tell a guest that waits no",
+           types.Change, guest_types.Guest),
+    _owner("POST", _GUEST + "/revoke", owner_guests.revoke_guest, "Give a guest no key any more",
+           types.Change, guest_types.Guest),
+    _owner("POST", _GUEST + "/readmit", owner_guests.readmit_guest,
+           "Let a guest in again that was revoked, failed or quarantined, or whose clock went back",
+           types.Change, guest_types.Guest),
+    _owner("GET", "/v1/tickets", owner_guests.list_tickets, "List tickets", None, guest_types.Tickets),
+    _owner("POST", "/v1/tickets", owner_guests.issue_ticket, "Issue a ticket that enrols one guest",
+           guest_types.IssueTicket, guest_types.IssuedTicket, 201),
+    _owner("DELETE", "/v1/tickets/{name}", owner_guests.delete_ticket, "Withdraw a ticket",
+           types.Change, types.Deleted),
+    _owner("GET", "/v1/distrust", owner_distrust.list_distrusted, "List what is distrusted",
+           None, guest_types.AllDistrusted),
+    _owner("PUT", "/v1/distrust", owner_distrust.put_distrust, "Distrust something from now on",
+           guest_types.PutDistrust, guest_types.Distrusted, 201),
+    _owner("POST", "/v1/distrust-preview", owner_distrust.preview_distrust, "Who would be touched?",
+           guest_types.PreviewDistrust, guest_types.Preview),
+    _owner("DELETE", "/v1/distrust/{name}", owner_distrust.undo_distrust, "Trust it again",
+           types.Change, types.Deleted),
     _owner("GET", "/v1/decisions", owner_decisions.list_decisions, "List decisions and changes",
            types.DecisionQuery, types.Decisions),
     _owner("GET", "/v1/decisions/{id}", owner_decisions.show_decision, "Show a decision with its trace",

@@ -10,13 +10,16 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from broker.appraisal.rules import CLONES, DEFAULT_LEASE_S
 from keys.jwe import MAX_PLAINTEXT_BYTES
 
 MAX_WHY_CHARS = 500
+DEFAULT_DAYS = 30
 MAX_PAGE = 200  # decisions in one answer
 MAX_NUMBER = 2**53  # versions and sequence numbers; what every JSON reader takes (RFC 7493)
 
 Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+Days = Annotated[int, Meta(ge=1, le=366)]
 KeySize = Annotated[int, Meta(ge=16, le=1024)]
 
 
@@ -39,18 +42,38 @@ class GenerateKey(Change, kw_only=True):
     size: KeySize = field(default=32, name="bytes")
 
 
-class PutImage(Change, kw_only=True):
-    """`toml`: the image as its owner writes it: platform, values of registers or events that lead to them, floors."""
-
-    toml: str
-
-
 class PutRule(Change, kw_only=True):
-    """Who gets the key: every list must name something. `instances` may be exactly `["any"]`."""
+    """Who gets the key: every list must name something. `instances` may be exactly `["any"]` or `["enrolled"]`. What
+    the options mean: docs/images.md.
+    """
 
     images: list[str]
     platforms: list[str]
     instances: list[str]
+    clones: str = CLONES[0]
+    lease_s: int = DEFAULT_LEASE_S
+    sticky_failure: bool = False
+    unsafe_first_use: bool = False
+
+
+class TryRule(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A rule to try on the decisions of the last `days`; its members are those of PutRule."""
+
+    images: list[str]
+    platforms: list[str]
+    instances: list[str]
+    clones: str = CLONES[0]
+    lease_s: int = DEFAULT_LEASE_S
+    sticky_failure: bool = False
+    unsafe_first_use: bool = False
+    days: Days = DEFAULT_DAYS
+
+
+class TryImage(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An image to try on the decisions of the last `days`, as if it were the newest version and active."""
+
+    toml: str
+    days: Days = DEFAULT_DAYS
 
 
 class PutInstance(Change, kw_only=True):
@@ -83,10 +106,11 @@ class VersionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Whoami(Struct):
-    """`kid`: the RFC 7638 thumbprint of the key that signed this request."""
+    """`kid`: the RFC 7638 thumbprint of the key that signed this request. `role`: owner or propose."""
 
     owner: str
     kid: str
+    role: str
 
 
 class KeyVersion(Struct):
@@ -126,25 +150,6 @@ class Destroyed(Struct):
     erased: int
 
 
-class ImageSummary(Struct):
-    name: str
-    version: int
-    platform: str
-    description: str
-    created_at: int
-    created_by: str
-
-
-class Images(Struct):
-    images: list[ImageSummary]
-
-
-class Image(ImageSummary):
-    """`toml`: the text as its owner wrote it."""
-
-    toml: str
-
-
 class Rule(Struct):
     """`path`: the key that it is for."""
 
@@ -153,12 +158,37 @@ class Rule(Struct):
     images: list[str]
     platforms: list[str]
     instances: list[str]
+    clones: str
+    lease_s: int
+    sticky_failure: bool
+    unsafe_first_use: bool
     created_at: int
     created_by: str
 
 
 class Rules(Struct):
     rules: list[Rule]
+
+
+class Turned(Struct):
+    """A request for `key` by the guest with the instance id `guest` whose verdict would be another. `reason`: the first
+    check that would fail, "" where it would be let in.
+    """
+
+    decision: str
+    at: int
+    key: str
+    guest: str
+    reason: str
+
+
+class TryReport(Struct):
+    """Of the decisions of the time (`looked_at`), `judged` are those that the candidate can touch."""
+
+    looked_at: int
+    judged: int
+    refused: list[Turned]
+    let_in: list[Turned]
 
 
 class Instance(Struct):
@@ -180,13 +210,6 @@ class Deleted(Struct):
     """`name`: what is not there any more."""
 
     name: str
-
-
-class Readmitted(Struct):
-    """`ids`: the machine's ids, whose clocks may have gone back since."""
-
-    name: str
-    ids: list[str]
 
 
 class DecisionSummary(Struct):

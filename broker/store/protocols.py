@@ -123,6 +123,9 @@ class RecordKind(StrEnum):
     IMAGE = "image"
     RULE = "rule"
     INSTANCE = "instance"
+    IMAGE_STATE = "image-state"  # of one version, called NAME@VERSION
+    DISTRUST = "distrust"
+    SHADOW = "shadow"  # a rule that is evaluated beside the live one, called as that is
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +156,91 @@ class RecordStore(Protocol):
         """The newest version, a deletion included; 0 where there never was one."""
         ...
 
-    def records(self, kind: RecordKind, owner: str) -> list[Record]:
-        """The newest version of every record that is not deleted, by name."""
+    def records(self, kind: RecordKind, owner: str, prefix: str = "") -> list[Record]:
+        """The newest version of every record that is not deleted and whose name begins with `prefix`, by name."""
+        ...
+
+    def history(self, kind: RecordKind, owner: str, name: str, *, limit: int = 50) -> list[Record]:
+        """Its versions, the newest first; deletions too, with `body` None, and what was deleted."""
         ...
 
     def by_alias(self, kind: RecordKind, alias: str) -> list[Record]:
         """The newest version of every record, of any owner, that has this alias and is not deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTicket:
+    """`name`: SHA-256 of the ticket in hex. It enrols one guest, once, as `guest`, for the key at the path `key` and
+    the `image` (NAME or NAME@VERSION). `used_by` is the guest's first instance id, once it is used.
+    """
+
+    name: str
+    owner: str
+    guest: str
+    key: str
+    image: str
+    issued_at: int
+    issued_by: str
+    expires_at: int
+    used_at: int | None = None
+    used_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLease:
+    """A release that counts as live until `until`. `holder` is the session that got it."""
+
+    holder: str
+    until: int
+
+
+class GuestStore(Protocol):
+    """Tickets and leases: what only one guest may have, whoever asks at the same time."""
+
+    def put_ticket(self, ticket: StoredTicket) -> None: ...
+
+    def ticket(self, name: str) -> StoredTicket | None: ...
+
+    def tickets(self, owner: str) -> list[StoredTicket]:
+        """Used and unused ones, the newest first."""
+        ...
+
+    def delete_ticket(self, owner: str, name: str) -> None:
+        """Raises NotFound; also for another owner's."""
+        ...
+
+    def redeem_ticket(self, name: str, used_by: str, now: int, record: Record, aliases: Sequence[str]) -> bool:
+        """Use the ticket up and store `record`, both or neither: True for exactly one of any number of callers.
+
+        False where the ticket is used, expired or gone, or `record` is not the next version.
+        """
+        ...
+
+    def lease(self, name: str) -> StoredLease | None:
+        """The newest lease of that name, whether over or not."""
+        ...
+
+    def take_lease(self, name: str, holder: str, now: int, until: int) -> bool:
+        """Hold the lease until `until`, unless another holder has one that is not over: exactly one of any number of
+        callers with different holders gets True.
+        """
+        ...
+
+    def end_leases(self, prefix: str) -> None:
+        """End all leases whose name begins with `prefix`."""
+        ...
+
+
+class DossierStore(Protocol):
+    """The evidence behind decisions and what vouched for it, as bytes that the store does not look into."""
+
+    def put_dossier(self, decision: str, data: bytes, now: int) -> None: ...
+
+    def dossier(self, decision: str) -> bytes | None: ...
+
+    def purge_dossiers(self, before: int) -> None:
+        """Forget some of those that are older; call again for the rest."""
         ...
 
 
@@ -200,10 +282,15 @@ class LedgerStore(Protocol):
         *,
         kinds: Sequence[str] = (),
         subject: str | None = None,
+        verdicts: Sequence[str] = (),
+        since: int | None = None,
         before: int | None = None,
+        after: int | None = None,
         limit: int = 50,
     ) -> list[LedgerEntry]:
-        """The newest lines first; `before` is a sequence number to go on from."""
+        """The newest lines first; `before` is a sequence number to go on from. With `after`, a sequence number too, the
+        oldest lines after that one come first instead. `since` leaves out what is older (milliseconds).
+        """
         ...
 
     def verify_chain(self) -> int:
@@ -267,7 +354,7 @@ class EndorsementStore(Protocol):
         ...
 
 
-class Store(SessionStore, KeyStore, RecordStore, LedgerStore, EndorsementStore, Protocol):
+class Store(SessionStore, KeyStore, RecordStore, GuestStore, DossierStore, LedgerStore, EndorsementStore, Protocol):
     """All of it, and the end of it."""
 
     def ready(self) -> None:

@@ -12,6 +12,7 @@ the two, the challenge is good again, and nothing has come of its first use.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from broker.store.protocols import (
     RecordKind,
     StoredEndorsement,
     StoredKey,
+    StoredLease,
+    StoredTicket,
 )
 from broker.store.sqlite_engine import Engine, Row, answering
 from keys.errors import Conflict, NotFound, Unavailable
@@ -47,6 +50,8 @@ _NEWEST = (
     "AND r.body IS NOT NULL "
 )
 _ENDORSEMENT = "SELECT name, data, edition, kept, stored_at, fresh_until FROM endorsement "
+_TICKET = "SELECT name, owner, guest, key, image, issued_at, issued_by, expires_at, used_at, used_by FROM ticket "
+_AFTER_ALL = "\U0010ffff"  # after every character that a name can have
 _LINE = "SELECT sequence, id, owner, at, kind, verdict, subject, body, hash FROM ledger "
 
 
@@ -134,7 +139,7 @@ class SqliteStore:
         with self._transaction(self._quick) as connection:
             for table, before in (
                 ("session", now - SESSION_MEMORY_MS), ("attestation", now), ("used_once", now), ("counter", now),
-                ("fetch_pause", now),
+                ("fetch_pause", now), ("lease", now),
             ):  # fmt: skip
                 connection.execute(
                     f"DELETE FROM {table} WHERE rowid IN "  # noqa: S608  our own table names
@@ -229,28 +234,8 @@ class SqliteStore:
     # --- records ---
 
     def put_record(self, record: Record, aliases: Sequence[str] = ()) -> None:
-        name = (record.kind, record.owner, record.name)
         with self._transaction(self._durable) as connection:
-            [(newest,)] = connection.execute(
-                "SELECT coalesce(max(version), 0) FROM record WHERE kind = ? AND owner = ? AND name = ?", name
-            ).fetchall()
-            _require_next(f"{record.kind} {record.name}", record.version, newest)
-            connection.execute(
-                "INSERT INTO record (kind, owner, name, version, body, created_at, created_by) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *name,
-                    record.version,
-                    None if record.body is None else _text(record.body),
-                    record.created_at,
-                    record.created_by,
-                ),
-            )
-            connection.execute("DELETE FROM alias WHERE kind = ? AND owner = ? AND name = ?", name)
-            connection.executemany(
-                "INSERT INTO alias (kind, owner, name, alias) VALUES (?, ?, ?, ?)",
-                [(*name, alias) for alias in dict.fromkeys(aliases)],
-            )
+            _insert_record(connection, record, aliases)
 
     def record(self, kind: RecordKind, owner: str, name: str, version: int | None = None) -> Record:
         # With the newest a deletion, older versions are out of reach too: what was deleted approves nothing.
@@ -272,8 +257,21 @@ class SqliteStore:
         )
         return int(rows[0][0])
 
-    def records(self, kind: RecordKind, owner: str) -> list[Record]:
-        rows = self._read(_RECORD + f"WHERE kind = ? AND owner = ? AND {_NEWEST}ORDER BY name", kind, owner)
+    def records(self, kind: RecordKind, owner: str, prefix: str = "") -> list[Record]:
+        rows = self._read(
+            _RECORD + f"WHERE kind = ? AND owner = ? AND name >= ? AND name < ? AND {_NEWEST}ORDER BY name",
+            *(kind, owner, prefix, prefix + _AFTER_ALL),
+        )
+        return [_record(row) for row in rows]
+
+    def history(self, kind: RecordKind, owner: str, name: str, *, limit: int = 50) -> list[Record]:
+        rows = self._read(
+            _RECORD + "WHERE kind = ? AND owner = ? AND name = ? ORDER BY version DESC LIMIT ?",
+            kind,
+            owner,
+            name,
+            limit,
+        )
         return [_record(row) for row in rows]
 
     def by_alias(self, kind: RecordKind, alias: str) -> list[Record]:
@@ -284,6 +282,80 @@ class SqliteStore:
             alias,
         )
         return [_record(row) for row in rows]
+
+    # --- guests ---
+
+    def put_ticket(self, ticket: StoredTicket) -> None:
+        self._write(
+            self._durable,
+            "INSERT INTO ticket (name, owner, guest, key, image, issued_at, issued_by, expires_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(ticket.name, ticket.owner, ticket.guest, ticket.key, ticket.image),
+            *(ticket.issued_at, ticket.issued_by, ticket.expires_at),
+        )
+
+    def ticket(self, name: str) -> StoredTicket | None:
+        rows = self._read(_TICKET + "WHERE name = ?", name)
+        return StoredTicket(*rows[0]) if rows else None
+
+    def tickets(self, owner: str) -> list[StoredTicket]:
+        rows = self._read(_TICKET + "WHERE owner = ? ORDER BY issued_at DESC, name", owner)
+        return [StoredTicket(*row) for row in rows]
+
+    def delete_ticket(self, owner: str, name: str) -> None:
+        if not self._write(self._durable, "DELETE FROM ticket WHERE owner = ? AND name = ? RETURNING 1", owner, name):
+            raise NotFound("no such ticket")
+
+    def redeem_ticket(self, name: str, used_by: str, now: int, record: Record, aliases: Sequence[str]) -> bool:
+        try:
+            with self._transaction(self._durable) as connection:
+                # Checking and marking are one statement: no second caller can come between.
+                taken = connection.execute(
+                    "UPDATE ticket SET used_at = ?, used_by = ? "
+                    "WHERE name = ? AND used_at IS NULL AND expires_at > ? RETURNING 1",
+                    (now, used_by, name, now),
+                ).fetchall()
+                if taken:
+                    _insert_record(connection, record, aliases)
+        except Conflict:  # the transaction is undone: the ticket is as it was
+            return False
+        return bool(taken)
+
+    def lease(self, name: str) -> StoredLease | None:
+        rows = self._read("SELECT holder, expires_at FROM lease WHERE name = ?", name)
+        return StoredLease(*rows[0]) if rows else None
+
+    def take_lease(self, name: str, holder: str, now: int, until: int) -> bool:
+        return bool(
+            self._write(
+                self._durable,
+                "INSERT INTO lease (name, holder, expires_at) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "holder = excluded.holder, expires_at = excluded.expires_at "
+                "WHERE lease.holder = excluded.holder OR lease.expires_at <= ? RETURNING 1",
+                *(name, holder, until, now),
+            )
+        )
+
+    def end_leases(self, prefix: str) -> None:
+        self._write(self._durable, "DELETE FROM lease WHERE name >= ? AND name < ?", prefix, prefix + _AFTER_ALL)
+
+    # --- dossiers ---
+
+    def put_dossier(self, decision: str, data: bytes, now: int) -> None:
+        self._write(
+            self._quick, "INSERT INTO dossier (decision, data, stored_at) VALUES (?, ?, ?)", decision, data, now
+        )
+
+    def dossier(self, decision: str) -> bytes | None:
+        rows = self._read("SELECT data FROM dossier WHERE decision = ?", decision)
+        return rows[0][0] if rows else None
+
+    def purge_dossiers(self, before: int) -> None:
+        self._write(
+            self._quick,
+            "DELETE FROM dossier WHERE rowid IN (SELECT rowid FROM dossier WHERE stored_at < ? LIMIT ?)",
+            *(before, PURGE_ROWS),
+        )
 
     # --- ledger ---
 
@@ -315,7 +387,10 @@ class SqliteStore:
         *,
         kinds: Sequence[str] = (),
         subject: str | None = None,
+        verdicts: Sequence[str] = (),
+        since: int | None = None,
         before: int | None = None,
+        after: int | None = None,
         limit: int = 50,
     ) -> list[LedgerEntry]:
         # Only the conditions that are asked for: "OR IS NULL" would keep SQLite from using the index on the subject.
@@ -324,11 +399,18 @@ class SqliteStore:
             where.append(("kind IN (SELECT value FROM json_each(?))", _text(list(kinds))))
         if subject is not None:
             where.append(("subject = ?", subject))
+        if verdicts:
+            where.append(("verdict IN (SELECT value FROM json_each(?))", _text(list(verdicts))))
+        if since is not None:
+            where.append(("at >= ?", since))
         if before is not None:
             where.append(("sequence < ?", before))
+        if after is not None:
+            where.append(("sequence > ?", after))
         conditions = " AND ".join(condition for condition, _ in where)
+        order = "DESC" if after is None else "ASC"
         rows = self._read(
-            _LINE + f"WHERE {conditions} ORDER BY sequence DESC LIMIT ?", *(value for _, value in where), limit
+            _LINE + f"WHERE {conditions} ORDER BY sequence {order} LIMIT ?", *(value for _, value in where), limit
         )
         return [_line(row) for row in rows]
 
@@ -408,6 +490,30 @@ class SqliteStore:
 
     def close(self) -> None:
         self._engine.close()
+
+
+def _insert_record(connection: sqlite3.Connection, record: Record, aliases: Sequence[str]) -> None:
+    """In the caller's transaction. Raises Conflict."""
+    name = (record.kind, record.owner, record.name)
+    [(newest,)] = connection.execute(
+        "SELECT coalesce(max(version), 0) FROM record WHERE kind = ? AND owner = ? AND name = ?", name
+    ).fetchall()
+    _require_next(f"{record.kind} {record.name}", record.version, newest)
+    connection.execute(
+        "INSERT INTO record (kind, owner, name, version, body, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *name,
+            record.version,
+            None if record.body is None else _text(record.body),
+            record.created_at,
+            record.created_by,
+        ),
+    )
+    connection.execute("DELETE FROM alias WHERE kind = ? AND owner = ? AND name = ?", name)
+    connection.executemany(
+        "INSERT INTO alias (kind, owner, name, alias) VALUES (?, ?, ?, ?)",
+        [(*name, alias) for alias in dict.fromkeys(aliases)],
+    )
 
 
 def _require_next(what: str, version: int, newest: int) -> None:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from broker.verifiers.eventlog import Event
-from broker.verifiers.eventlog_rules import parse_variable
+from broker.verifiers.eventlog_text import count, printable, short, text
+from broker.verifiers.eventlog_variables import authority, variable
 from broker.verifiers.reader import Reader
+from broker.verifiers.uki import SECTIONS
 from keys.errors import VerificationError
-
-MAX_WORDS = 200  # characters of a description
 
 TYPES: Mapping[int, str] = {
     0x00000000: "EV_PREBOOT_CERT",
@@ -64,10 +64,13 @@ TYPES: Mapping[int, str] = {
 _MEDIA_PATH = 4  # device path node type
 _FILE_PATH = 4  # its sub-types
 _FIRMWARE_FILE = 6
-_SPACES = str.maketrans("\0\t\r\n", "    ")  # what stands between words in command lines and lists
+_ROM_RANGE = 8
+_MESSAGING_PATH = 3
+_MAC_ADDRESS = 11
+_URI = 24
+_UKI_PCR = 11  # systemd-stub measures there each section's name, and then its content, described by the name
 _SLASH = "\\"
 _END_OF_PATH = 0x7F
-_LOAD_OPTION_HEADER = 6  # u32 attributes and u16 path length before an EFI_LOAD_OPTION's description
 
 
 def type_name(kind: int) -> str:
@@ -78,48 +81,16 @@ def type_name(kind: int) -> str:
 def describe(event: Event) -> str:
     """What `event` says it measured: at most MAX_WORDS printable characters, possibly none."""
     try:
-        words = _WORDS.get(event.type, _text)(event.data)
+        words = _WORDS.get(event.type, text)(event.data)
     except VerificationError:  # the data has not the form of its type
-        words = _text(event.data)
-    return words if len(words) <= MAX_WORDS else words[: MAX_WORDS - 1] + "…"
-
-
-def _text(data: bytes) -> str:
-    """Text in UTF-16 or ASCII as such; other bytes as their number."""
-    head = data[: 4 * MAX_WORDS]
-    if data[1:2] == b"\0":
-        text = head[: len(head) & ~1].decode("utf-16-le", "replace").rstrip("\0")
-    else:
-        text = head.decode("utf-8", "replace").rstrip("\0")
-    plain = text.translate(_SPACES)
-    if plain and plain.isprintable() and "\ufffd" not in plain:
-        return plain.strip()
-    return f"{len(data)} bytes" if data else ""
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " for c in text).strip()
+        words = text(event.data)
+    if event.pcr == _UKI_PCR and words in SECTIONS:
+        words = f"{words} of the unified kernel image"
+    return short(words)
 
 
 def _separator(data: bytes) -> str:
-    return "end of what firmware measured" if data in {bytes(4), b"\xff" * 4} else _text(data)
-
-
-def _variable(data: bytes) -> str:
-    guid, name, value = parse_variable(data)
-    words = _printable(name) or str(UUID(bytes_le=guid))
-    if len(value) == 1:
-        return f"{words} = {value[0]}"
-    if name == "BootOrder":
-        return f"{words} = " + " ".join(f"{value[i + 1]:02x}{value[i]:02x}" for i in range(0, len(value) - 1, 2))
-    if name.startswith("Boot") and len(value) > _LOAD_OPTION_HEADER:
-        description = value[_LOAD_OPTION_HEADER:].decode("utf-16-le", "replace").split("\0")[0]
-        return f"{words}: {_printable(description)}"
-    if name.startswith("SbatLevel"):
-        return f"{words}: {_text(value)}"
-    return f"{words}, {len(value)} bytes"
+    return "end of what firmware measured" if data in {bytes(4), b"\xff" * 4} else text(data)
 
 
 def _image(data: bytes) -> str:
@@ -129,38 +100,44 @@ def _image(data: bytes) -> str:
     size = read.uint(8)
     read.take(8)  # where it was linked to run
     path = Reader(read.take(read.uint(8)), "device path", "little")
-    words = ""
+    words = origin = ""
     while path.left:
         kind, sub_type, length = path.uint(1), path.uint(1), path.uint(2)
         node = path.take(length - 4 if length >= 4 else path.left + 1)
         if kind == _END_OF_PATH:
             break
         if kind == _MEDIA_PATH and sub_type == _FILE_PATH:
-            part = _printable(node.decode("utf-16-le", "replace"))
+            part = printable(node.decode("utf-16-le", "replace"))
             words = f"{words.rstrip(_SLASH)}{_SLASH}{part.lstrip(_SLASH)}" if words else part
         elif kind == _MEDIA_PATH and sub_type == _FIRMWARE_FILE and len(node) == 16:
             words = f"firmware file {UUID(bytes_le=node)}"
-    return words or f"image of {size} bytes, no file"
+        elif kind == _MEDIA_PATH and sub_type == _ROM_RANGE:
+            origin = " in a card's ROM"
+        elif kind == _MESSAGING_PATH and sub_type == _MAC_ADDRESS:
+            origin = " from the network"
+        elif kind == _MESSAGING_PATH and sub_type == _URI:
+            words = printable(node.decode("utf-8", "replace"))
+    return words or f"image of {count(size)}{origin or ', no file'}"
 
 
 def _tagged(data: bytes) -> str:
     """TCG_PCClientTaggedEvent: u32 tag, u32 size, data."""
     read = Reader(data, "tagged event", "little")
     tag = read.uint(4)
-    return f"{_text(read.take(read.uint(4)))} (tag {tag:08x})"
+    return f"{text(read.take(read.uint(4)))} (tag {tag:08x})"
 
 
 def _blob(data: bytes) -> str:
     """EFI_PLATFORM_FIRMWARE_BLOB: u64 base, u64 length. Some firmware writes a text instead."""
     if len(data) != 16:
-        return _text(data)
-    return f"firmware at {int.from_bytes(data[:8], 'little'):x}, {int.from_bytes(data[8:], 'little')} bytes"
+        return text(data)
+    return f"firmware at {int.from_bytes(data[:8], 'little'):x}, {count(int.from_bytes(data[8:], 'little'))}"
 
 
 def _named_blob(data: bytes) -> str:
     """UEFI_PLATFORM_FIRMWARE_BLOB2: u8 size, description, u64 base, u64 length."""
     read = Reader(data, "firmware blob", "little")
-    return f"{_text(read.take(read.uint(1)))}: {_blob(read.take(16))}"
+    return f"{text(read.take(read.uint(1)))}: {_blob(read.take(16))}"
 
 
 def _fixed(words: str) -> Callable[[bytes], str]:
@@ -171,8 +148,8 @@ _WORDS: Mapping[int, Callable[[bytes], str]] = {
     0x00000001: _blob,
     0x00000004: _separator,
     0x00000006: _tagged,
-    0x80000001: _variable,
-    0x80000002: _variable,
+    0x80000001: variable,
+    0x80000002: variable,
     0x80000003: _image,
     0x80000004: _image,
     0x80000005: _image,
@@ -181,7 +158,7 @@ _WORDS: Mapping[int, Callable[[bytes], str]] = {
     0x80000009: _fixed("firmware's tables"),
     0x8000000A: _named_blob,
     0x8000000B: _fixed("firmware's tables"),
-    0x8000000C: _variable,
+    0x8000000C: variable,
     0x8000000D: _fixed("partition table of the boot disk"),
-    0x800000E0: _variable,
+    0x800000E0: authority,
 }

@@ -37,8 +37,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from broker.claims import Binding, Claims, EndorsementRequest, Endorsements, Fact
-from broker.trace import Stage, Trace
+from broker.claims import BelowFloors, Binding, Claims, EndorsementRequest, Endorsements, Fact
+from broker.trace import Check, Stage, Trace
 from broker.verifiers.snp_certificates import Chain, Vek, read_vek, verify_chain
 from broker.verifiers.snp_crl import KNOWN_REVOKED, check_current, read_crl
 from broker.verifiers.snp_endorsements import crl_name, vcek_name
@@ -83,6 +83,21 @@ class VerifiedReport:
     trust: str
 
 
+class ReportBelowFloors(VerificationError):  # noqa: N818
+    """A genuine report that does not meet the floors, of which `worst` is the first. `verified` is what it says all the
+    same, and nothing that may be used.
+    """
+
+    def __init__(self, worst: Check, verified: VerifiedReport) -> None:
+        super().__init__(
+            f"genuine, but below this broker's floors: {worst.name}",
+            expected=worst.expected or None,
+            found=worst.found or None,
+            mend=worst.mend or None,
+        )
+        self.verified = verified
+
+
 class SnpVerifier:
     """`broker.claims.Verifier` for `snp`."""
 
@@ -107,9 +122,17 @@ class SnpVerifier:
             expected=f"{DIGEST_BYTES} bytes",
             found=len(expected),
         )
-        verified = verify_report(
-            evidence, endorsements, expected.ljust(REPORT_DATA_BYTES, b"\0"), at, trace, init_data=bound_to.init_data
-        )
+        padded = expected.ljust(REPORT_DATA_BYTES, b"\0")
+        try:
+            verified = verify_report(evidence, endorsements, padded, at, trace, init_data=bound_to.init_data)
+        except ReportBelowFloors as error:
+            claims = self._claims(error.verified, bound_to)
+            raise BelowFloors(
+                error.message, claims, expected=error.expected, found=error.found, mend=error.mend
+            ) from None
+        return self._claims(verified, bound_to)
+
+    def _claims(self, verified: VerifiedReport, bound_to: Binding) -> Claims:
         return Claims(
             tee=self.tee,
             instance_ids=verified.instance_ids,
@@ -177,16 +200,8 @@ def verify_report(
         _check_init_data(report, init_data, trace)  # (10)
     _check_order(report, chain.line, trace)  # (11)
     measurements, facts = _measurements(report), _facts(report, chain, crl)
-    if not check_floors(facts, measurements, floors, trace):  # (12)
-        worst = trace.failed[0]
-        raise VerificationError(
-            f"genuine, but below this broker's floors: {worst.name}",
-            expected=worst.expected or None,
-            found=worst.found or None,
-            mend=worst.mend or None,
-        )
     named = NAMED if chain.line in floors.named_only else ""
-    return VerifiedReport(
+    verified = VerifiedReport(
         report=report,
         line=chain.line,
         vek=vek,
@@ -195,6 +210,9 @@ def verify_report(
         instance_ids=(f"snp-csp:{vek.csp_id}" if vek.hw_id is None else f"snp-chip:{vek.hw_id.hex()}",),
         trust=f"{vek.kind}{named}",
     )
+    if not check_floors(facts, measurements, floors, trace):  # (12)
+        raise ReportBelowFloors(trace.failed[0], verified)
+    return verified
 
 
 def _certificate(report: Report, evidence: SnpEvidence, found: Mapping[str, bytes]) -> Vek:

@@ -47,6 +47,7 @@ class Boot:
 
     firmware: str = "Roomkey virtual firmware 1.0"
     secure_boot: bool = True
+    shim: bytes = b""  # what firmware starts before the kernel; empty: it starts the kernel itself
     kernel: bytes = b"kernel 6.1.0-1"
     kernel_path: str = "\\EFI\\debian\\vmlinuz.efi"
     initrd: bytes = b"initrd with roomkey-agent"
@@ -65,7 +66,8 @@ class Boot:
             *(_variable(name, content) for name, content in self._secure_boot_variables()),
             *(Event(pcr, EV_SEPARATOR, bytes(4), bytes(4)) for pcr in range(8)),
             Event(4, EV_EFI_ACTION, calling, calling),
-            Event(4, EV_EFI_BOOT_SERVICES_APPLICATION, self.kernel, _image_load(self.kernel, self.kernel_path)),
+            *([_application(self.shim, "\\EFI\\debian\\shimx64.efi")] if self.shim else []),
+            _application(self.kernel, self.kernel_path),
             Event(8, EV_IPL, command_line, b"kernel_cmdline: " + command_line + b"\0"),
             Event(9, EV_IPL, self.kernel, b"/vmlinuz\0"),
             Event(9, EV_IPL, self.initrd, b"/initrd.img\0"),
@@ -106,6 +108,10 @@ def _variable(name: str, content: bytes) -> Event:
     vendor = IMAGE_SECURITY if name.startswith("db") else GLOBAL_VARIABLE
     data = vendor.bytes_le + struct.pack("<QQ", len(name), len(content)) + name.encode("utf-16-le") + content
     return Event(7, EV_EFI_VARIABLE_DRIVER_CONFIG, data, data)
+
+
+def _application(image: bytes, path: str) -> Event:
+    return Event(4, EV_EFI_BOOT_SERVICES_APPLICATION, image, _image_load(image, path))
 
 
 def _image_load(image: bytes, path: str) -> bytes:

@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from broker.owner_client import OwnerClient
 from broker.owner_identity import Identity, public_jwk
 from broker.owners import parse_key, to_body
+from broker.signing import Signer
 from broker.store.protocols import Record, RecordKind
 from broker.store.sqlite import SqliteStore
-from keys import b64
+from keys import b64, strictjson
 from tests.fakes.tls import TlsCa
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,8 @@ PROGRAM = "import sys, pathlib, broker.serve; broker.serve.serve(pathlib.Path(sy
 class BrokerServer:
     """A broker in `directory`. `roots` and `intermediates` are those of TPM makers.
 
-    It can be killed and started again on the same files. What it wrote to standard error is in `log_file`.
+    It can be killed and started again on the same files. What it wrote to standard error is in `log_file`. Agents pin
+    `keys_file`.
     """
 
     def __init__(
@@ -60,8 +62,11 @@ class BrokerServer:
         self.ca_file = ca.ca_file
         certificate_file, key_file = ca.issue(self.host)
         self._write("kek", b64.std(os.urandom(32)).encode() + b"\n")
-        signing_key = ec.generate_private_key(ec.SECP256R1())
-        self._write("token.key", signing_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        for name in ("token.key", "signing.key"):
+            key = ec.generate_private_key(ec.SECP256R1())
+            self._write(name, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        self.keys_file = directory / "signing.pub.json"
+        self._write(self.keys_file.name, strictjson.compact(Signer(key).jwks()))
         self._write("roots.pem", b"".join(root.public_bytes(Encoding.PEM) for root in roots))
         self._write("intermediates.pem", b"".join(c.public_bytes(Encoding.PEM) for c in intermediates))
         self.config_file.write_text(
@@ -69,6 +74,7 @@ class BrokerServer:
             f'[listen]\nhost = "{self.host}"\nport = {self.port}\nworkers = {workers}\nthreads = {threads}\n'
             f'tls_certificate_file = "{certificate_file}"\ntls_key_file = "{key_file}"\n'
             '[store]\nurl = "sqlite:roomkey.db"\n[custody]\nkek_file = "kek"\n[token]\nkey_file = "token.key"\n'
+            '[signing]\nkey_file = "signing.key"\n'
             f"[tpm]\nek_root_files = {_list('roots.pem', roots)}\n"
             f"ek_intermediate_files = {_list('intermediates.pem', intermediates)}\n"
             "[limits]\nchallenges_per_minute = 1000000\n"

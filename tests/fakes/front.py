@@ -86,8 +86,12 @@ class Front:
     def answer(self, cookie: str, body: bytes | str) -> TestResponse:
         return self.send("POST", "/kbs/v0/attest", body, {"Cookie": cookie})
 
-    def fetch(self, path: str, *, cookie: str | None = None, token: str | None = None) -> TestResponse:
+    def fetch(
+        self, path: str, *, cookie: str | None = None, token: str | None = None, accept: str | None = None
+    ) -> TestResponse:
         headers = {} if cookie is None else {"Cookie": cookie}
+        if accept is not None:
+            headers["Accept"] = accept
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         return self.send("GET", f"/kbs/v0/resource/{path}", headers=headers)

@@ -20,6 +20,7 @@ from broker.appraisal.instances import parse_instance
 from broker.appraisal.rules import read_rule, rule_name
 from broker.claims import Claims, Trusted
 from broker.services import Services, now_ms
+from broker.signing import Signer
 from broker.store.protocols import KeyState, LedgerEntry, Record, RecordKind, Store, StoredKey
 from broker.store.sqlite import SqliteStore
 from broker.tokens import TokenSigner
@@ -37,6 +38,7 @@ class House:
     """`directory` holds the store's file. Time stands still unless the test moves `now`."""
 
     def __init__(self, directory: Path, *, ca: EkCa | None = None) -> None:
+        self.directory = directory
         self.ca = ca or EkCa()
         self.now = now_ms()  # the fake maker certifies from yesterday on
         self.custody = LocalCustody(os.urandom(32))
@@ -46,6 +48,7 @@ class House:
             store=self.store,
             custody=self.custody,
             tokens=TokenSigner([self.signing_key], issuer="roomkey", audience=AUDIENCE, lifetime_s=300),
+            signer=Signer(ec.generate_private_key(ec.SECP256R1())),
             audience=AUDIENCE,
             trusted={Tee.TPM: Trusted(roots=(self.ca.root,), certificates=(self.ca.intermediate,))},
             clock=lambda: self.now,

@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """A key broker for the agent's tests: right unless a script says otherwise, and able to misbehave below HTTP.
 
-It hands out keys to whoever quotes its nonce, or shows an SNP report over it; it judges nothing else.
+It hands out keys to whoever quotes its nonce, or shows an SNP report over it; it judges nothing else. Who asks for a
+release envelope gets one, signed by `SIGNER`, which `pin` writes down for agents.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import os
 import socket
 import ssl
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from agent.tpm2_marshal import read_quote
+from broker.signing import Signer
 from broker.verifiers.tpm_credential import make_challenge
-from keys import b64, binding, jwe, strictjson
-from keys.jwk import TeePubkey
+from keys import b64, binding, envelope, jwe, strictjson
+from keys.envelope import Release
+from keys.jwk import TeePubkey, thumbprint
 from keys.messages import Attestation, Challenge, Request, TpmCredential
 from keys.tee import Tee
 
 ERRORS = "https://github.com/confidential-containers/kbs/errors/"
+
+SIGNER = Signer(ec.generate_private_key(ec.SECP256R1()))
 
 Script = bytes | Callable[[socket.socket], object]  # raw bytes to send, or what to do with the connection
 
@@ -38,18 +48,37 @@ class Received(NamedTuple):
     body: bytes
 
 
+class Grant(NamedTuple):
+    """A key on its way to a guest: the secret, what the broker would sign, and what the key is wrapped to."""
+
+    secret: bytes
+    release: Release
+    tee_pubkey: TeePubkey
+
+
+Forge = Callable[[Grant], bytes]
+
+
 class _Session:
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.nonce = b64.std(os.urandom(32))
+        self.challenged_at = time.time_ns() // 1_000_000
         self.activation: bytes | None = None
         self.key: TeePubkey | None = None
+        self.evidence = ""
 
 
 class FakeKbs:
-    """`keys`: path -> bytes. `script["attest"]` is played, one a request, before the right answers."""
+    """`keys`: path -> bytes, `versions` of those that are not 1. `script["attest"]` is played, one a request, before
+    the right answers. `forge` makes what is wrapped to the guest's key: a man in the middle can wrap whatever he likes.
+    """
 
     def __init__(self, keys: dict[str, bytes], tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.keys = keys
+        self.versions: dict[str, int] = {}
+        self.forge: Forge = honest
+        self.cookie = ""  # that goes with the key
         self.script: dict[str, list[Script]] = defaultdict(list)
         self.received: list[Received] = []
         self.connections = 0
@@ -120,10 +149,34 @@ class FakeKbs:
         path = request.path.removeprefix("/kbs/v0/resource/")
         if path not in self.keys:
             return refusal(404, "PluginInternalError", "Plugin internal error")
-        return answer(200, jwe.seal(self.keys[path], session.key, activation=session.activation))
+        plaintext = self.keys[path]
+        if request.headers["accept"] == envelope.MEDIA_TYPE:
+            plaintext = self.forge(self._grant(path, session, session.key))
+        cookie = f"Set-Cookie: kbs-session-id={self.cookie}\r\n" if self.cookie else ""
+        return answer(200, jwe.seal(plaintext, session.key, activation=session.activation), cookie)
+
+    def _grant(self, path: str, session: _Session, key: TeePubkey) -> Grant:
+        now = time.time_ns() // 1_000_000
+        release = Release(
+            key=path,
+            version=self.versions.get(path, 1),
+            session=hashlib.sha256(session.name.encode()).hexdigest(),
+            nonce=session.nonce,
+            tee_pubkey=thumbprint(key.members),
+            decision="d-" + 20 * "b",
+            evidence=session.evidence,
+            image="debian@1",
+            rule=1,
+            challenged_at=session.challenged_at,
+            released_at=now,
+            expires_at=now + envelope.MAX_LIFETIME_MS,
+            sha256=envelope.digest(self.keys[path]),
+        )
+        return Grant(self.keys[path], release, key)
 
     def _auth(self, request: Received) -> bytes:
-        asked, session, name = Request.from_bytes(request.body), _Session(), os.urandom(16).hex()
+        asked, name = Request.from_bytes(request.body), os.urandom(16).hex()
+        session = _Session(name)
         credential = None
         if asked.tpm is not None:
             session.activation = os.urandom(32)
@@ -131,6 +184,18 @@ class FakeKbs:
         self._sessions[name] = session
         cookie = f"Set-Cookie: kbs-session-id={name}; Path=/kbs/v0; HttpOnly\r\n"
         return answer(200, Challenge(session.nonce, credential).to_json(), cookie)
+
+
+def honest(grant: Grant) -> bytes:
+    """The envelope that a broker makes of it."""
+    return envelope.pack(grant.secret, SIGNER.sign(grant.release.to_json(), envelope.RELEASE))
+
+
+def pin(directory: Path) -> str:
+    """The file of pinned keys for an agent that takes the word of `SIGNER`."""
+    file = directory / "broker-keys.json"
+    file.write_bytes(strictjson.compact(SIGNER.jwks()))
+    return str(file)
 
 
 def answer(status: int, value: Any, headers: str = "") -> bytes:
@@ -149,6 +214,7 @@ def refusal(status: int, kind: str, detail: str, headers: str = "") -> bytes:
 def _attest(session: _Session, request: Received) -> bytes:
     message = Attestation.from_bytes(request.body)
     evidence = message.primary_evidence
+    session.evidence = hashlib.sha256(strictjson.canonical(evidence)).hexdigest()
     report_data = binding.report_data(Tee.TPM, session.nonce, message.tee_pubkey.members, message.additional_evidence)
     if report := evidence.get("outblob") or evidence.get("report"):
         if message.nonce != session.nonce or base64.b64decode(report)[0x50:0x90] != report_data.ljust(64, b"\0"):

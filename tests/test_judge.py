@@ -2,23 +2,22 @@
 """Appraisal: what was not approved is denied, and the owner is told exactly what differs."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.appraisal.appraise import Outcome, appraise, clock_mark, clock_not_behind
+from broker.appraisal.clock import clock_mark, clock_not_behind
 from broker.appraisal.difference import Difference, first_difference
 from broker.appraisal.images import Image
+from broker.appraisal.judge import judge as judge_case
 from broker.appraisal.registers import ExpectedEvent, Register
-from broker.appraisal.rules import Rule
 from broker.claims import Claims, LoggedEvent
 from broker.trace import Check, Stage, Trace, Verdict
-from keys.messages import ResourcePath
 from keys.tee import Tee
+from tests.fakes.cases import case_of
 
-PATH = ResourcePath("acme", "disk", "root")
 AK = "tpm-ak:000b01"
 EK = "tpm-ek:02"
 VALUES = {f"sha256:{index}": f"{index:02x}" * 32 for index in range(24)}
@@ -28,22 +27,35 @@ IMAGE = Image(Tee.TPM, "", {f"sha256:{index}": Register((VALUES[f"sha256:{index}
 OTHER = "ff" * 32
 
 
+# What is said about every case, whatever its claims, rule and images are.
+ALWAYS = {
+    "session asks for the key that it announced",
+    "key exists",
+    "key has a release rule",
+    "nothing of it is distrusted by the key's owner",
+    "no other release to the same guest is live",
+    "TPM's clock goes on from where it was last seen",
+}
+
+
+class Outcome(NamedTuple):
+    allowed: bool
+    image: str | None
+    instances: tuple[str, ...]
+
+
 def judge(
     claims: Claims = CLAIMS,
     images: dict[str, Image] | None = None,
     enrolled: dict[str, tuple[str, ...]] | None = None,
     **rule: Any,
 ) -> tuple[Outcome, list[Check]]:
+    """The outcome, and the checks that depend on claims, rule and images."""
     trace = Trace()
-    outcome = appraise(
-        claims,
-        Rule.from_body({"images": ["debian"], "platforms": ["tpm"], "instances": ["any"]} | rule),
-        PATH,
-        images={"debian@1": IMAGE} if images is None else images,
-        instances=enrolled or {},
-        trace=trace,
-    )
-    return outcome, trace.checks
+    case = case_of(claims, images={"debian@1": IMAGE} if images is None else images, enrolled=enrolled, rule=rule)
+    judged = judge_case(case, trace)
+    checks = [check for check in trace.checks if check.name not in ALWAYS]
+    return Outcome(judged.allowed, judged.image, judged.names), checks
 
 
 def failed(checks: list[Check]) -> list[Check]:
@@ -68,7 +80,7 @@ def test_an_approved_guest_is_allowed() -> None:
     assert outcome == Outcome(allowed=True, image="debian@1", instances=())
     assert not failed(checks)
     assert {check.stage for check in checks} == {Stage.TRUST, Stage.IDENTITY, Stage.MEASUREMENT}
-    assert sum(check.verdict is Verdict.PASSED for check in checks) == 2 + len(NAMED)
+    assert sum(check.verdict is Verdict.PASSED for check in checks) == 3 + len(NAMED)
 
 
 def test_registers_outside_the_image_are_said_to_be_not_required() -> None:
@@ -400,6 +412,13 @@ def test_a_changed_register_names_the_event() -> None:
     assert "roomkey image enrol debian" in event.mend
 
 
+def test_all_events_that_differ_are_explained() -> None:
+    """A new kernel and its initrd in one register: a failed check for each, at its place in the guest's log."""
+    claims = replace(measured(pcr9=OTHER), events=logged_events("a", "x", "c", "y"))
+    names = [check.name for check in explained(claims, expected_events("a", "b", "c", "d"))]
+    assert [name.partition("): ")[2] for name in names] == ["", "event 2 was changed", "event 4 was changed"]
+
+
 def test_a_right_register_is_not_explained() -> None:
     """The log explains, the value decides: with the right value another log changes nothing."""
     image = image_with({"sha256:9": Register((VALUES["sha256:9"],), expected_events("a", "b"))})
@@ -515,7 +534,7 @@ def test_a_clock_that_went_back_is_refused(counts: tuple[int, int, int], good: b
     [check] = trace.checks
     assert check.verdict is (Verdict.PASSED if good else Verdict.FAILED)
     if not good:
-        assert "roomkey instance readmit NAME" in check.mend
+        assert "roomkey guest readmit NAME" in check.mend
         assert EK in check.mend
         assert check.expected == "at least reset_count 5, restart_count 2, clock 1000"
 
