@@ -17,6 +17,7 @@ from werkzeug.exceptions import MethodNotAllowed
 from broker import owners
 from broker.claims import Trusted
 from broker.config import Config, Limits
+from broker.dossiers import Dossiers
 from broker.endorsements.setup import amd_trusted, endorsement_service
 from broker.files import read_certificates, read_file
 from broker.http import errors
@@ -78,6 +79,7 @@ def build_services(config: Config) -> Services:
         custody=custody,
         tokens=tokens,
         signer=signer,
+        dossiers=Dossiers(store, config.decisions.evidence_days),
         audience=config.broker.audience,
         trusted=trusted,
         endorsements=endorsement_service(config, store),

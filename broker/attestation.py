@@ -5,11 +5,10 @@
     a key that the platform's wrapping can use; and what vouches for the evidence is looked up. What is refused here, or
     cannot be had now, has changed nothing.
 (2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
-(3) The nonce in the message is the session's, compared in constant time.
-(4) The verifier judges the evidence against the binding: nonce, guest's key, init-data.
-(5) A machine that its owner has revoked gets no token: neither from the owner whose key it wants, nor from the one who
-    alone vouches for its attestation key.
-(6) The line is durable, then the result is remembered under the session, then the token is signed.
+(3) Nonce, evidence and the standing of the machine are judged (`broker.evidence`). A machine that its owner has revoked
+    gets no token.
+(4) What was judged is kept beside the line (`broker.dossiers`), so that it can be judged again.
+(5) The line is durable, then the result is remembered under the session, then the token is signed.
 
 Where the evidence is refused and the guest has said which key it wants, its owner also reads what the key's rule would
 have said: of genuine evidence below the operator's floors all of it, else that it was not judged.
@@ -18,36 +17,29 @@ have said: of genuine evidence below the operator's floors all of it, else that 
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from broker import initdata, ledger, session
+from broker.appraisal.case import Case
 from broker.appraisal.ear import ear_claims
-from broker.appraisal.image_life import when
-from broker.appraisal.instances import Instance, Standing
-from broker.appraisal.judge import judge, not_judged
-from broker.claims import BelowFloors, Binding, Claims, Endorsements, Trusted, Verifier
+from broker.appraisal.instances import Instance
+from broker.claims import Claims, Endorsements, Trusted, Verifier
+from broker.dossier import Dossier
+from broker.evidence import Judged, Standings, Submission, explain, judge_evidence
 from broker.gather import Attested, gather, known_guests, owner_of, with_others
 from broker.services import Services
-from broker.store.protocols import Consumption, Record, RecordKind
-from broker.trace import Stage, Trace
+from broker.store.protocols import Record, RecordKind
+from broker.trace import Trace
 from broker.verifiers.registry import verifier_for
 from keys import strictjson
-from keys.binding import report_data
-from keys.errors import FreshnessError, ProtocolError, RoomkeyError, VerificationError
+from keys.binding import activation_proof_key
+from keys.errors import ProtocolError, RoomkeyError
 from keys.messages import Attestation, ResourcePath, TpmDeclaration
 from keys.tee import Tee
 
 TRUSTED_BY_OWNER = "enrolled"
-
-_STATES = {
-    Consumption.JUDGE: "unused and in time",
-    Consumption.USED: "used before",
-    Consumption.EXPIRED: "expired",
-    Consumption.UNKNOWN: "unknown",
-}
 
 
 class _Attempt(NamedTuple):
@@ -84,44 +76,25 @@ def attest(
     attempt = _read(name, message, services, now, client, may_wait)  # (1)
     owner = _owner(attempt, services)
     outcome, _ = services.store.consume_session(name, now)  # (2)
-    decision = ledger.new_id(services.random)
-    evidence = hashlib.sha256(strictjson.canonical(message.primary_evidence)).hexdigest()
-    trace = Trace()
-
-    def line(verdict: str, claims: Claims | None) -> None:
-        claimed = list(attempt.enrolled) if attempt is not None else []
-        ids = list(claims.instance_ids) if claims is not None else claimed
-        body = {
-            "tee": attempt.challenge["tee"] if attempt is not None else "",
-            "key": attempt.challenge["resource"] if attempt is not None else None,
-            "instances": ids,
-            "evidence": evidence,
-            "claims": None if claims is None else ledger.claims_summary(claims),
-            "trace": trace.to_json(),
-        }
-        ledger.record(services, id_=decision, owner=owner, at=now, kind=ledger.ATTEST, verdict=verdict,
-                      subject=ids[0] if ids else "", body=body)  # fmt: skip
-
-    claims: Claims | None = None
-    try:
-        trace.require(Stage.ROOT_OF_TRUST, "challenge", outcome is Consumption.JUDGE and attempt is not None,
-                      expected=_STATES[Consumption.JUDGE], found=_STATES[outcome],
-                      mend="let the guest ask for a new challenge", error=FreshnessError)  # fmt: skip
-        assert attempt is not None  # narrowing: the line above has raised
-        claims = _judge(attempt, message, services, now, trace)
-        _check_not_revoked(claims, attempt, owner, services, trace)  # (5)
-    except Exception as error:
-        # The challenge is gone whatever went wrong, a fault of our own too, so the attempt must leave its line.
-        known = error if isinstance(error, RoomkeyError) else VerificationError("the broker failed while judging")
-        known.decision = decision
-        if not trace.failed:
-            trace.fail(Stage.ROOT_OF_TRUST, known)
-        if isinstance(error, BelowFloors):
-            claims = error.claims
-        _explain(attempt, owner, claims, services, decision, evidence, now, trace)
-        line("refused", claims)
-        raise
-    line("genuine", claims)  # (6)
+    decision, trace = ledger.new_id(services.random), Trace()
+    canonical = strictjson.canonical(message.primary_evidence)
+    evidence = hashlib.sha256(canonical).hexdigest()
+    submission = None if attempt is None else _submission(attempt, message, services, now)
+    judged = judge_evidence(outcome, submission, partial(_standings, attempt, owner, services), trace)  # (3)
+    case = None
+    if judged.error is not None and attempt is not None and owner and attempt.challenge["resource"] is not None:
+        case = _explain(attempt, judged.claims, services, decision, evidence, now, trace)
+    if submission is not None:
+        services.dossiers.keep(decision, owner, Dossier(outcome, submission, judged.standings), canonical,
+                               refused=judged.error is not None, now=now)  # (4)  # fmt: skip
+    _line(attempt, judged, case, services, trace, decision=decision, owner=owner, evidence=evidence, now=now)  # (5)
+    if judged.error is not None:
+        if isinstance(judged.error, RoomkeyError):
+            judged.error.decision = decision
+        raise judged.error
+    claims = judged.claims
+    assert attempt is not None  # narrowing: without a session, and without claims, there was an error
+    assert claims is not None
     body = {
         "claims": claims.to_json(),
         "tee_pubkey": message.tee_pubkey.members,
@@ -167,81 +140,98 @@ def _read(
     return _Attempt(name, challenge, verifier, evidence, init_data, declaration, enrolled, found)
 
 
-def _judge(attempt: _Attempt, message: Attestation, services: Services, now: int, trace: Trace) -> Claims:
-    nonce: str = attempt.challenge["nonce"]
-    same = hmac.compare_digest(message.nonce.encode("utf-8"), nonce.encode("ascii"))
-    trace.require(Stage.ROOT_OF_TRUST, "nonce is this session's", same, expected=nonce, found=message.nonce,
-                  mend="recorded evidence, or two sessions mixed up: evidence is good for its own challenge only",
-                  error=FreshnessError)  # (3)  # fmt: skip
-    activation = None
+def _submission(attempt: _Attempt, message: Attestation, services: Services, now: int) -> Submission:
+    nonce, hint = attempt.challenge["nonce"], attempt.challenge["resource"]
+    proof_key = None
     if attempt.tpm is not None:
-        activation = session.activation_secret(services.custody, attempt.session, nonce)
-    hint = attempt.challenge["resource"]
+        proof_key = activation_proof_key(session.activation_secret(services.custody, attempt.session, nonce))
     endorsements = Endorsements(
         trusted=services.trusted.get(attempt.verifier.tee, Trusted()),
         found=attempt.found,
         enrolled=_public_areas(attempt.enrolled, None if hint is None else ResourcePath.parse(hint).owner),
-        activation=activation,
+        activation=proof_key,
         session={} if attempt.tpm is None else attempt.tpm._asdict(),
     )
-    bound_to = Binding(
-        report_data(attempt.verifier.tee, nonce, message.tee_pubkey.members, message.additional_evidence),
-        attempt.init_data,
+    return Submission(
+        verifier=attempt.verifier,
+        at=now,
+        nonce=nonce,
+        answered=message.nonce,
+        tee_pubkey=message.tee_pubkey.members,
+        init_data=attempt.init_data,
+        evidence=attempt.evidence,
+        endorsements=endorsements,
     )
-    at = datetime.fromtimestamp(now / 1000, UTC)
-    return attempt.verifier.verify(attempt.evidence, endorsements, bound_to, at, trace)  # (4)
 
 
-def _check_not_revoked(claims: Claims, attempt: _Attempt, owner: str, services: Services, trace: Trace) -> None:
-    """Step (5). Raises VerificationError."""
+def _standings(attempt: _Attempt | None, owner: str, services: Services, claims: Claims) -> Standings:
+    """Where the machine with these claims stands with those who have a say. Raises Unavailable."""
+    assert attempt is not None  # narrowing: claims come from an attempt
     by_owner = claims.trust == TRUSTED_BY_OWNER
     # Where a vendor vouches for the machine, no owner has a say in this before a key of his is asked for.
     asked = owner if by_owner or attempt.challenge["resource"] is not None else ""
-    for guest in known_guests(asked, claims.instance_ids, services.store):
-        trace.require(
-            Stage.IDENTITY,
-            f"guest {guest.name} is not revoked by its owner",
-            guest.standing is not Standing.REVOKED,
-            found=f"revoked since {when(guest.since)}, by {guest.who}" + (f": {guest.why}" if guest.why else ""),
-            mend=f"if you trust it again: roomkey guest readmit {guest.name}",
-        )
-    if by_owner:
-        records = [record for found in attempt.enrolled.values() for record in found]
-        standings = {Instance.from_body(record.body or {}).standing for record in records}
-        trace.require(
-            Stage.IDENTITY,
-            "an owner still vouches for the attestation key",
-            standings != {Standing.REVOKED},
-            found="revoked by everybody who enrolled it",
-            mend="roomkey guest list",
-        )
+    guests = known_guests(asked, claims.instance_ids, services.store)
+    if not by_owner:
+        return Standings(guests, None)
+    records = [record for found in attempt.enrolled.values() for record in found]
+    return Standings(guests, frozenset(Instance.from_body(record.body or {}).standing for record in records))
 
 
 def _explain(
-    attempt: _Attempt | None, owner: str, claims: Claims | None, services: Services, decision: str, evidence: str,
-    now: int, trace: Trace,
-) -> None:  # fmt: skip
-    """Add to the trace of refused evidence what the rule of the wanted key would have said. Changes no verdict."""
-    if attempt is None or not owner or attempt.challenge["resource"] is None:
-        return
-    if claims is None:
-        not_judged(trace)
-        return
+    attempt: _Attempt, claims: Claims | None, services: Services, decision: str, evidence: str, now: int, trace: Trace
+) -> Case | None:
+    """Add to the trace of refused evidence what the rule of the wanted key would have said: by the case, if there is
+    one. Changes no verdict.
+    """
+    case, told = None, Trace([*trace.checks])
+    try:
+        if claims is not None:
+            case = _case(attempt, claims, services, decision, evidence, now, trace)
+        explain(case, told)
+    except Exception:  # noqa: BLE001  the evidence is refused whatever this says, and the refusal must leave its line
+        case, told = None, Trace([*trace.checks])
+        explain(None, told)
+    trace.checks[:] = told.checks
+    return case
+
+
+def _case(
+    attempt: _Attempt, claims: Claims, services: Services, decision: str, evidence: str, now: int, trace: Trace
+) -> Case:
+    path = ResourcePath.parse(attempt.challenge["resource"])
     attested = Attested(
         claims=claims,
         trace=trace,
-        announced=attempt.challenge["resource"],
+        announced=str(path),
         session=attempt.session,
         challenged_at=attempt.challenge["issued_at"],
         attested_at=now,
         attestation=decision,
         evidence=evidence,
     )
-    try:
-        case, _ = gather(ResourcePath.parse(attempt.challenge["resource"]), attested, services, now=now)
-        judge(with_others(case, services.store), trace)
-    except Exception:  # noqa: BLE001  the evidence is refused whatever this says, and the refusal must leave its line
-        not_judged(trace)
+    case, _ = gather(path, attested, services, now=now)
+    return with_others(case, services.store)
+
+
+def _line(
+    attempt: _Attempt | None, judged: Judged, case: Case | None, services: Services, trace: Trace,
+    *, decision: str, owner: str, evidence: str, now: int,
+) -> None:  # fmt: skip
+    """Raises Unavailable."""
+    claims = judged.claims
+    ids = list(claims.instance_ids) if claims is not None else [] if attempt is None else list(attempt.enrolled)
+    body = {
+        "tee": attempt.challenge["tee"] if attempt is not None else "",
+        "key": attempt.challenge["resource"] if attempt is not None else None,
+        "instances": ids,
+        "evidence": evidence,
+        "claims": None if claims is None else ledger.claims_summary(claims),
+        "case": None if case is None else case.to_json(whole=False),
+        "trace": trace.to_json(),
+    }
+    ledger.record(services, id_=decision, owner=owner, at=now, kind=ledger.ATTEST,
+                  verdict="genuine" if judged.error is None else "refused", subject=ids[0] if ids else "",
+                  body=body)  # fmt: skip
 
 
 def _public_areas(enrolled: dict[str, list[Record]], owner: str | None) -> dict[str, bytes]:

@@ -62,8 +62,8 @@ class Endorsements:
 
     `trusted` comes from the operator's config and the product only. `found` maps the names of an `EndorsementRequest`
     to what was found under them (DER), trusted for nothing. `enrolled` maps an instance id to the platform's public
-    area as its owner enrolled it. `activation` is the secret that this session sealed to the guest's EK and AK Name
-    (TPM), `session` what the guest declared when it asked for the challenge.
+    area as its owner enrolled it. `activation` is the proof key (`keys.binding`) of the secret that this session sealed
+    to the guest's EK and AK Name (TPM), `session` what the guest declared when it asked for the challenge.
     """
 
     trusted: Trusted = field(default_factory=Trusted)
@@ -87,7 +87,7 @@ class Claims:
     """What the evidence proves, and nothing that it merely says.
 
     `instance_ids` name the guest's hardware identity, strongest first. `trust` says by what the identity is trusted
-    (`broker.appraisal.appraise` has the words); an identity that is trusted only because an owner enrolled it counts
+    (`broker.appraisal.identity` has the words); an identity that is trusted only because an owner enrolled it counts
     for that owner alone. `measurements` maps register names ("sha256:4") to lower-case hex. `facts` are other verified
     values under the platform's own names. `events` explain measurements; only the register's value is evidence.
     """

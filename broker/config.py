@@ -157,6 +157,13 @@ class Snp:
 
 
 @dataclass(frozen=True, slots=True)
+class Decisions:
+    """`evidence_days`: how long the evidence behind decisions is kept, 0 for not at all; the ledger stays."""
+
+    evidence_days: int = _bounded(30, 0, 36_500)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """`body_bytes` of one request; `challenges_per_minute` from one client address (IPv6: one /64), and as many of each
     other call of the guests' protocol.
@@ -177,6 +184,7 @@ class Config:
     challenge: Challenge
     tpm: Tpm
     snp: Snp
+    decisions: Decisions
     limits: Limits
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.claims import Trusted
+from broker.dossiers import Dossiers
 from broker.signing import Signer
 from broker.store.protocols import Store
 from broker.tokens import TokenSigner
@@ -32,7 +33,8 @@ def now_ms() -> int:
 class Services:
     """`trusted`: what the operator trusts and demands on each platform; `sev_cas`: the AMD keys that SEV's platforms
     lead to. `audience` is what owners' requests must name. Without `endorsements` nothing is looked up: there is only
-    what guests bring. `tokens` sign what third parties read, `signer` what agents and owners do.
+    what guests bring. `tokens` sign what third parties read, `signer` what agents and owners do. `dossiers` keep
+    the evidence behind decisions.
 
     `clock` and `random` are read at the edge only; everything further in takes a time and gets its randomness handed.
     """
@@ -41,6 +43,7 @@ class Services:
     custody: Custody = field(repr=False)
     tokens: TokenSigner = field(repr=False)
     signer: Signer
+    dossiers: Dossiers
     audience: str
     trusted: Mapping[Tee, Trusted] = field(default_factory=dict)
     sev_cas: tuple[Ca, ...] = ()

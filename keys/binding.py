@@ -15,6 +15,7 @@ from keys.tee import Tee
 
 TPM_QUALIFYING_DATA_BYTES = 32  # fits the smallest TPM2B_DATA in the field (34 bytes on SHA-256-only TPMs)
 ACTIVATION_LABEL = b"roomkey tpm activation v1\0"
+PROOF_KEY_LABEL = b"roomkey tpm activation proof key v1\0"
 
 
 def report_data(tee: Tee, nonce: str, tee_pubkey: dict[str, str], additional_evidence: str = "") -> bytes:
@@ -31,10 +32,18 @@ def tpm_qualifying_data(data: bytes) -> bytes:
     return data[:TPM_QUALIFYING_DATA_BYTES]
 
 
-def activation_proof(secret: bytes, qualifying_data: bytes) -> bytes:
+def activation_proof_key(secret: bytes) -> bytes:
+    """The 32 bytes that proofs are made with: HMAC-SHA-256 of a label under the session's activation secret.
+
+    Whoever checks a proof, now or years later, needs no more than this; the secret itself also wraps the key.
+    """
+    return hmac.digest(secret, PROOF_KEY_LABEL, "sha256")
+
+
+def activation_proof(proof_key: bytes, qualifying_data: bytes) -> bytes:
     """32 bytes that show that the TPM opened this session's credential, for this quote. HMAC-SHA-256.
 
     Without it a software key with somebody else's EK certificate would pass as that TPM until the release, where it
     could open nothing; the audit log would still name the wrong machine.
     """
-    return hmac.digest(secret, ACTIVATION_LABEL + qualifying_data, "sha256")
+    return hmac.digest(proof_key, ACTIVATION_LABEL + qualifying_data, "sha256")

@@ -23,7 +23,7 @@ from agent.deadline import Deadline
 from agent.tpm2_marshal import ALG_SHA256, CURVE_P256, Reader, read_quote
 from broker.verifiers.tpm_credential import make_challenge
 from keys import b64, jwk
-from keys.binding import activation_proof
+from keys.binding import activation_proof, activation_proof_key
 from keys.errors import AttesterError, ConfigError, ProtocolError
 from keys.messages import MAX_BODY_BYTES, Attestation, Challenge, ResourcePath, TpmCredential, TpmDeclaration
 from keys.strictjson import compact
@@ -123,7 +123,8 @@ def test_every_kind_of_endorsement_key_opens_a_credential(profile: EkProfile, tp
         secret = os.urandom(32)
         assert machine.accept(seal(declaration, secret)) == secret
         proof = machine.evidence(REPORT_DATA, secret)["activation"]
-    assert b64.from_std(proof, name="activation", max_bytes=32) == activation_proof(secret, REPORT_DATA[:32])
+    made = activation_proof(activation_proof_key(secret), REPORT_DATA[:32])
+    assert b64.from_std(proof, name="activation", max_bytes=32) == made
 
 
 def test_an_attempt_leaves_nothing_in_the_tpm(tpm: SoftwareTpm) -> None:

@@ -8,7 +8,7 @@ import hmac
 
 import pytest
 
-from keys.binding import activation_proof, report_data, tpm_qualifying_data
+from keys.binding import activation_proof, activation_proof_key, report_data, tpm_qualifying_data
 from keys.tee import Tee
 from tests.fakes.kbs_vectors import DEVICES, DIGEST, DIGEST_SE, DIGEST_WITH_DEVICES, NONCE, TEE_PUBKEY
 
@@ -49,7 +49,9 @@ def test_quote_carries_the_first_32_bytes() -> None:
 def test_activation_proof_is_bound_to_the_quote() -> None:
     """The proof is the documented HMAC, and differs for another secret and for another quote."""
     secret, data = bytes(range(32)), bytes(32)
-    expected = hmac.new(secret, b"roomkey tpm activation v1\0" + data, hashlib.sha256).digest()
-    assert activation_proof(secret, data) == expected
-    assert activation_proof(bytes(32), data) != expected
-    assert activation_proof(secret, bytes(31) + b"\1") != expected
+    key = hmac.new(secret, b"roomkey tpm activation proof key v1\0", hashlib.sha256).digest()
+    assert activation_proof_key(secret) == key
+    expected = hmac.new(key, b"roomkey tpm activation v1\0" + data, hashlib.sha256).digest()
+    assert activation_proof(key, data) == expected
+    assert activation_proof(activation_proof_key(bytes(32)), data) != expected
+    assert activation_proof(key, bytes(31) + b"\1") != expected

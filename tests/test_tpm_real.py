@@ -15,6 +15,7 @@ from agent.deadline import Deadline
 from broker.claims import Binding, Claims, Endorsements, Trusted
 from broker.trace import Trace
 from broker.verifiers.tpm import TpmVerifier, make_challenge
+from keys.binding import activation_proof_key
 from keys.errors import VerificationError
 from keys.messages import Challenge, ResourcePath, TpmCredential
 from tests.fakes.boot import Boot
@@ -39,7 +40,9 @@ def flow(tpm: SoftwareTpm, log: Path, boot: Boot, report_data: bytes = DATA) -> 
         credential = TpmCredential(*make_challenge(declaration._asdict(), secret, os.urandom))
         evidence = attester.evidence(DATA, attester.accept(Challenge("nonce", credential)))
     verifier, trace = TpmVerifier(), Trace()
-    endorsements = Endorsements(trusted=Trusted(roots=(CA.root,)), activation=secret, session=declaration._asdict())
+    endorsements = Endorsements(
+        trusted=Trusted(roots=(CA.root,)), activation=activation_proof_key(secret), session=declaration._asdict()
+    )
     claims = verifier.verify(verifier.decode(evidence), endorsements, Binding(report_data), datetime.now(UTC), trace)
     assert not trace.failed
     return claims

@@ -23,7 +23,7 @@ from broker.verifiers.tpm import TpmVerifier
 from broker.verifiers.tpm_evidence import TpmEvidence, decode_evidence
 from broker.verifiers.tpm_structures import parse_public
 from keys import b64
-from keys.binding import activation_proof
+from keys.binding import activation_proof, activation_proof_key
 from keys.errors import EndorsementError, ProtocolError, RoomkeyError, VerificationError
 from keys.tee import Tee
 from tests.fakes import tpm_forge as forge
@@ -35,6 +35,7 @@ from tests.fakes.tpm_guest import FakeTpm
 AT = datetime.now(UTC)
 DATA = bytes(range(48))
 SECRET = bytes(range(100, 132))
+PROOF_KEY = activation_proof_key(SECRET)
 CA = EkCa()
 VERIFIER = TpmVerifier()
 
@@ -52,7 +53,7 @@ def enrolled(tpm: FakeTpm) -> Endorsements:
 def declared(tpm: FakeTpm, **changes: Any) -> Endorsements:
     """What the broker knows of a session that declared this TPM."""
     session = {**tpm.declaration._asdict(), **changes}
-    return Endorsements(trusted=Trusted(roots=(CA.root,)), activation=SECRET, session=session)
+    return Endorsements(trusted=Trusted(roots=(CA.root,)), activation=PROOF_KEY, session=session)
 
 
 def verify(
@@ -239,7 +240,7 @@ def test_credential_that_was_not_opened(secret: bytes | None) -> None:
 def test_proof_for_another_quote() -> None:
     """A recorded activation proof is good for the quote that it was made for only."""
     tpm = booted(ca=CA)
-    evidence = {**tpm.evidence(DATA), "activation": b64.std(activation_proof(SECRET, DATA[1:33]))}
+    evidence = {**tpm.evidence(DATA), "activation": b64.std(activation_proof(PROOF_KEY, DATA[1:33]))}
     refused(evidence, declared(tpm), "opened this session's credential")
 
 
@@ -401,7 +402,7 @@ def test_key_below_the_declared_parent() -> None:
     tpm = booted(ca=CA)
     signer = forge.signer(PUBLIC, forge.signer(tpm.ek_public))
     quote = forge.Quote(forge.ec_key(), qualified_signer=signer)
-    evidence, owner = quoted(quote, activation=activation_proof(SECRET, bytes(range(32))))
+    evidence, owner = quoted(quote, activation=activation_proof(PROOF_KEY, bytes(range(32))))
     for endorsements in (
         declared(tpm, ak_public=PUBLIC),
         replace(declared(tpm, ak_public=PUBLIC), trusted=Trusted(), enrolled=owner.enrolled),

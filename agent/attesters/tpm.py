@@ -34,7 +34,7 @@ from agent.tpm2_marshal import (
     u16,
 )
 from keys import b64
-from keys.binding import activation_proof, tpm_qualifying_data
+from keys.binding import activation_proof, activation_proof_key, tpm_qualifying_data
 from keys.errors import AttesterError, ProtocolError
 from keys.jwe import ACTIVATION_BYTES
 from keys.messages import MAX_CERTIFICATES, Challenge, Request, ResourcePath, TpmDeclaration
@@ -175,7 +175,8 @@ class TpmAttester:
         if log := read_event_log(self._settings.eventlog):
             evidence["eventlog"] = b64.std(log)
         if activation is not None:
-            evidence["activation"] = b64.std(activation_proof(activation, qualifying_data))
+            proof = activation_proof(activation_proof_key(activation), qualifying_data)
+            evidence["activation"] = b64.std(proof)
         return evidence
 
     def instance(self) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def admit(edge: Edge, call: str) -> int:
         raise RateLimited("too many calls from one address")
     if next(_calls) % PURGE_EVERY == 0:
         store.purge(now)
+        edge.services.dossiers.purge(now)
     return now
 
 

@@ -235,7 +235,9 @@ class GuestStore(Protocol):
 class DossierStore(Protocol):
     """The evidence behind decisions and what vouched for it, as bytes that the store does not look into."""
 
-    def put_dossier(self, decision: str, data: bytes, now: int) -> None: ...
+    def put_dossier(self, decision: str, data: bytes, now: int) -> None:
+        """Keep `data` under this name, in place of what was there."""
+        ...
 
     def dossier(self, decision: str) -> bytes | None: ...
 

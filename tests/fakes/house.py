@@ -19,6 +19,7 @@ from broker.appraisal.images import parse_image
 from broker.appraisal.instances import parse_instance
 from broker.appraisal.rules import read_rule, rule_name
 from broker.claims import Claims, Trusted
+from broker.dossiers import Dossiers
 from broker.services import Services, now_ms
 from broker.signing import Signer
 from broker.store.protocols import KeyState, LedgerEntry, Record, RecordKind, Store, StoredKey
@@ -49,6 +50,7 @@ class House:
             custody=self.custody,
             tokens=TokenSigner([self.signing_key], issuer="roomkey", audience=AUDIENCE, lifetime_s=300),
             signer=Signer(ec.generate_private_key(ec.SECP256R1())),
+            dossiers=Dossiers(self.store, 30),
             audience=AUDIENCE,
             trusted={Tee.TPM: Trusted(roots=(self.ca.root,), certificates=(self.ca.intermediate,))},
             clock=lambda: self.now,

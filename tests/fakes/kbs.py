@@ -223,7 +223,9 @@ def _attest(session: _Session, request: Received) -> bytes:
         return answer(200, {"token": "e30.e30.e30"})
     bound = binding.tpm_qualifying_data(report_data)
     quote = read_quote(b64.from_std(evidence["attest"], name="attest", max_bytes=1024))
-    proof = None if session.activation is None else b64.std(binding.activation_proof(session.activation, bound))
+    proof = None
+    if session.activation is not None:
+        proof = b64.std(binding.activation_proof(binding.activation_proof_key(session.activation), bound))
     if message.nonce != session.nonce or quote.extra_data != bound or evidence.get("activation") != proof:
         return refusal(403, "AttestationError", "refused: decision d-" + 20 * "a")
     session.key = message.tee_pubkey

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keys import b64, jwe, jwk
-from keys.binding import activation_proof, report_data, tpm_qualifying_data
+from keys.binding import activation_proof, activation_proof_key, report_data, tpm_qualifying_data
 from keys.messages import Attestation, Challenge, InitData, Request, ResourcePath, TpmCredential, TpmDeclaration
 from keys.tee import Tee
 from tests.fakes.boot import Boot, Event, event_log
@@ -142,7 +142,8 @@ class FakeTpm:
         if log:
             evidence["eventlog"] = b64.std(event_log(self.events, (BANK,)))
         if activation is not None:
-            evidence["activation"] = b64.std(activation_proof(activation, qualifying_data))
+            proof = activation_proof(activation_proof_key(activation), qualifying_data)
+            evidence["activation"] = b64.std(proof)
         return evidence
 
     def stock_evidence(self, data: bytes) -> dict[str, Any]:
