@@ -51,6 +51,13 @@ BROKER = "broker"  # who changed a record, where it was no owner
 ENVELOPE_LIFETIME_MS = 60_000  # from the release until the guest must have checked it
 MAX_PENDING = 1000  # machines of one owner that wait for approval
 
+# The checks of steps (4) and (5). What came of them can be told, but not judged again.
+OPENS = "custody opens the key"
+FITS = "key fits into what carries it to this guest"
+ALONE = "the lease is this session's"
+ENROLLED = "the guest is enrolled"
+ONCE = frozenset((OPENS, FITS, ALONE, ENROLLED))
+
 Wrapped = TypeVar("Wrapped")
 
 
@@ -124,6 +131,7 @@ def decide(
         plaintext = None
 
     body = {
+        "tee": str(case.claims.tee),
         "key": str(path),
         "version": None if case.key is None else case.key[0],
         "image": judged.image,
@@ -135,6 +143,7 @@ def decide(
         "act": str(judged.act),
         "guest": judged.guest,
         "case": case.to_json(whole=False),
+        "verified": len(verified.checks),
         "trace": trace.to_json(),
     }
     ledger.record(services, id_=decision, owner=case.owner, at=now, kind=ledger.RELEASE,
@@ -185,14 +194,14 @@ def _open(key: StoredKey, services: Services, max_bytes: int, trace: Trace) -> b
         # An active key without its bytes is a damaged store like any other: custody opens no empty bytes.
         plaintext = services.custody.open(key.owner, key.type, key.tag, key.version, key.sealed or b"")
     except VerificationError as error:
-        trace.fail(Stage.SECRET, error)
+        trace.check(Stage.SECRET, OPENS, False, expected=f"version {key.version}", found=error, mend=error.mend or "")
         return None
-    trace.check(Stage.SECRET, "custody opens the key", True, found=f"version {key.version}")
+    trace.check(Stage.SECRET, OPENS, True, found=f"version {key.version}")
     if len(plaintext) <= max_bytes:
         return plaintext
     trace.check(
         Stage.SECRET,
-        "key fits into what carries it to this guest",
+        FITS,
         False,
         expected=f"at most {max_bytes} bytes",
         found=len(plaintext),
@@ -208,7 +217,7 @@ def _take(case: Case, judged: Judged, ticket: str | None, decision: str, service
         until = case.at + case.rule.lease_s * 1000
         alone = trace.check(
             Stage.IDENTITY,
-            "the lease is this session's",
+            ALONE,
             services.store.take_lease(lease_name(case), case.session, case.at, until),
             expected="none, or its own",
             found=f"until {when(until)}",
@@ -217,7 +226,7 @@ def _take(case: Case, judged: Judged, ticket: str | None, decision: str, service
     if alone and judged.act in {Act.REDEEM, Act.FIRST_USE}:
         enrolled = trace.check(
             Stage.IDENTITY,
-            "the guest is enrolled",
+            ENROLLED,
             _enrol(case, judged, ticket, decision, services),
             expected=f"{judged.guest}, by {'the ticket' if judged.act is Act.REDEEM else 'first use'}",
             found="another was quicker, or the name is taken",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from broker import attestation, sev_launches
+from broker import attestation, ledger, sev_launches
 from broker.appraisal.instances import parse_instance
+from broker.bundle import export
+from broker.cli import main
 from broker.sev_launches import Started
 from broker.store.protocols import LedgerEntry, RecordKind
 from broker.verifiers import sev_launch
@@ -196,6 +200,22 @@ def test_images_of_other_platforms_are_left_alone(host: Host) -> None:
 
 
 # --- one launch, one secret ---
+
+
+def test_a_launch_is_appraised_again(host: Host, tmp_path: Path) -> None:
+    """A bundle of it leads to the same verdict and trace, and says that the measurement was not verified again."""
+    started = host.start()
+    host.finish(started.launch, host.words(host.launch(started)))
+    services = host.house.services
+    [line] = host.house.lines("acme", ledger.RELEASE)
+    (tmp_path / "bundle").write_text(export(line, services) + "\n")
+    (tmp_path / "keys").write_text(json.dumps(services.signer.jwks()))
+    result = CliRunner().invoke(
+        main, ["decision", "replay", str(tmp_path / "bundle"), "--broker-keys", str(tmp_path / "keys")]
+    )
+    assert result.exit_code == 0
+    assert "whose keys are not kept: only the appraisal is repeated" in result.output
+    assert "The same: appraised again" in result.output
 
 
 def test_a_launch_is_finished_once(host: Host) -> None:
@@ -521,6 +541,7 @@ def test_without_the_store_nothing_is_finished(host: Host, method: str) -> None:
     started = host.start()
     shown = host.words(host.launch(started))
     host.house.services = replace(host.house.services, store=Failing(host.house.store, method))
+    host.house.repeatable = False
     with pytest.raises(Unavailable):
         host.finish(started.launch, shown)
 

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
+from broker.cli.decision_bundle import export, replay_
 from broker.cli.options import as_owner, json_flag, verbose_flag
 from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
 from broker.owner_client import Caller, path_of
@@ -36,6 +37,10 @@ def decision() -> None:
     Example:
       roomkey decision show d-mfrggzdfmztwq2lknnwg
     """
+
+
+decision.add_command(export)
+decision.add_command(replay_)
 
 
 @decision.command("list")

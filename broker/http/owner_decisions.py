@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from broker.bundle import export
 from broker.http import types
 from broker.http.call import Call
 from broker.store.protocols import LedgerEntry
@@ -29,6 +30,11 @@ def list_decisions(call: Call, query: types.DecisionQuery) -> types.Decisions:
 def show_decision(call: Call, _: None) -> types.Decision:
     entry = call.services.store.entry(call.who.owner, call.params["id"])
     return types.Decision(**msgspec.structs.asdict(_summary(entry)), body=entry.body, hash=entry.hash)
+
+
+def export_decision(call: Call, _: None) -> types.Bundle:
+    entry = call.services.store.entry(call.who.owner, call.params["id"])
+    return types.Bundle(export(entry, call.services))
 
 
 def _summary(entry: LedgerEntry) -> types.DecisionSummary:

@@ -172,4 +172,6 @@ ROUTES: tuple[Route, ...] = (
            types.DecisionQuery, types.Decisions),
     _owner("GET", "/v1/decisions/{id}", owner_decisions.show_decision, "Show a decision with its trace",
            None, types.Decision),
+    _owner("GET", "/v1/decisions/{id}/bundle", owner_decisions.export_decision,
+           "Export a decision about a guest with all that it stood on", None, types.Bundle),
 )  # fmt: skip

@@ -238,6 +238,12 @@ class Decision(DecisionSummary):
     hash: str
 
 
+class Bundle(Struct):
+    """`bundle`: a compact JWS, signed by the broker, of a decision with all that it stood on."""
+
+    bundle: str
+
+
 class ErrorBody(Struct):
     """`expected` and `found` are empty where there is nothing to compare, `mend` where nothing would help."""
 

@@ -343,7 +343,9 @@ class SqliteStore:
 
     def put_dossier(self, decision: str, data: bytes, now: int) -> None:
         self._write(
-            self._quick, "INSERT OR REPLACE INTO dossier (decision, data, stored_at) VALUES (?, ?, ?)", decision, data, now
+            self._quick,
+            "INSERT OR REPLACE INTO dossier (decision, data, stored_at) VALUES (?, ?, ?)",
+            *(decision, data, now),
         )
 
     def dossier(self, decision: str) -> bytes | None:

@@ -19,6 +19,7 @@ from broker.cli import main
 from broker.cli.operator import load_config
 from broker.services import Services
 from keys.messages import ResourcePath
+from tests.fakes.replays import check_replays
 from tests.fakes.snp_guest import SnpGuest
 from tests.fakes.tpm_guest import FakeTpm, Guest
 
@@ -81,6 +82,7 @@ def open_desk(folder: Path) -> Iterator[Desk]:
     thread.start()
     try:
         yield made
+        check_replays(made.services)
     finally:
         made.server.shutdown()
         thread.join()

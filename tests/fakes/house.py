@@ -30,6 +30,7 @@ from keys.custody.local import LocalCustody
 from keys.messages import Challenge, InitData, ResourcePath
 from keys.tee import Tee
 from tests.fakes.ek_ca import EkCa
+from tests.fakes.replays import check_replays
 from tests.fakes.tpm_guest import FakeTpm, Guest
 
 AUDIENCE = "https://broker.test"
@@ -40,6 +41,7 @@ class House:
 
     def __init__(self, directory: Path, *, ca: EkCa | None = None) -> None:
         self.directory = directory
+        self.repeatable = True  # whether a test left the broker as it is, so that it can judge again
         self.ca = ca or EkCa()
         self.now = now_ms()  # the fake maker certifies from yesterday on
         self.custody = LocalCustody(os.urandom(32))
@@ -59,8 +61,12 @@ class House:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.store.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self.repeatable:
+                check_replays(self.services)
+        finally:
+            self.store.close()
 
     # --- owners ---
 
