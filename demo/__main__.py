@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`: a measured guest unlocks its disk, and four that should not get the key do not.
+"""`make demo`: a measured guest unlocks its disk, four that should not get the key do not, an update is let in.
 
 Only real parts: broker and command lines as installed, TLS, SQLite, a software TPM with an EK certificate of its own
 maker's CA, a boot measured into it event by event, a LUKS2 file. Everything lies in one folder under .state, which is
@@ -32,9 +32,11 @@ OTHER_KEY = "globex/disk/root"
 DISK_BYTES = 32 * 1024 * 1024
 START_SECONDS = 15.0
 PCRS = "0,2,4,7,8,9"
+IMAGE = "debian-12"
 DENIED = 14  # exit status of the agent when a release rule says no
 
 GOOD = Boot(kernel=b"Debian kernel 6.1.0-31", kernel_path="\\EFI\\debian\\vmlinuz-6.1.0-31.efi")
+UPDATED = Boot(kernel=b"Debian kernel 6.1.0-32", kernel_path="\\EFI\\debian\\vmlinuz-6.1.0-32.efi")
 TAMPERED = Boot(kernel=b"Debian kernel 6.1.0-31 and a back door", kernel_path="\\EFI\\debian\\vmlinuz-6.1.0-31.efi")
 
 
@@ -207,6 +209,24 @@ def _refusals(
     stage.chapter("And the good guest still starts")
     done = stage.run(*unlock, *map(str, tapped))
     stage.expect(done.returncode == 0, "after all this the enrolled machine unlocks its disk as before")
+    _close(done.stderr)
+
+    stage.chapter("An update: refused, explained, mended")
+    stage.tell("The owner's own machine has a new kernel. The broker cannot know that it is a good one.")
+    tpm.reset()
+    tpm.measure_boot(UPDATED, log)
+    done = stage.run(*unlock, *map(str, tapped))
+    shown = _explained(stage, done, acme)
+    stage.expect(done.returncode == DENIED, "with another kernel than the approved one it gets no key")
+    mend = f"roomkey image enrol {IMAGE} --from"
+    stage.expect(mend in shown, "the owner reads which command would approve it")
+    stage.tell("The owner knows this update, has the machine describe itself, and does as it says.")
+    evidence = room / "updated.json"
+    stage.run("roomkey-agent", "evidence", *map(str, tapped[2:]), "--output", evidence)
+    done = stage.run(*mend.split(), evidence, "--pcrs", PCRS, "--yes", env=acme, after=f"image {IMAGE}@")
+    stage.expect(done.returncode == 0, "what it runs now is the image's second version")
+    done = stage.run(*unlock, *map(str, tapped))
+    stage.expect(done.returncode == 0, "the updated guest unlocks its disk")
     _close(done.stderr)
     stage.run("roomkey", "decision", "list", env=acme)
 
