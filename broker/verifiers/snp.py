@@ -285,7 +285,7 @@ def _check_revocation(
     chain: Chain, evidence: SnpEvidence, found: Mapping[str, bytes], at: datetime, floors: Floors, trace: Trace
 ) -> str:
     """Check (4): "current", "stale" or "none". A stale list still revokes what it names."""
-    state, serial = "none", chain.intermediate.serial_number
+    state, told, serial = "none", "", chain.intermediate.serial_number
     trace.require(Stage.ENDORSEMENT, "intermediate is not one that AMD revoked before this release",
                   serial not in KNOWN_REVOKED.get(chain.line, ()), found=f"serial {serial:#x}",
                   mend="get new certificates for this chip", error=EndorsementError)  # fmt: skip
@@ -301,11 +301,12 @@ def _check_revocation(
         try:
             check_current(crl, at)
             state = "current"
-        except EndorsementError:
+        except EndorsementError as error:
             state = "stale" if state == "none" else state
+            told = f": list {crl.number} was good {error.expected}"
     if floors.require_crl:
         trace.require(Stage.ENDORSEMENT, "a current revocation list is at hand", state == "current",
-                      expected="current", found=state,
+                      expected="current", found=state + told if state == "stale" else state,
                       mend="let the broker reach AMD's KDS (snp.kds_url), or roomkey endorsements import a new list",
                       error=EndorsementError)  # fmt: skip
     else:
