@@ -6,7 +6,7 @@ PY := .venv/bin/python3
 VECTORS ?= ../shared/vectors
 CODE := agent broker keys tests demo bench fuzz
 # Every branch of these rooms must be covered: they decide what is genuine, what is wanted, and what is released.
-COVERED := keys/*,broker/verifiers/*,broker/appraisal/*,broker/release.py,broker/attestation.py,broker/evidence.py,broker/replay.py,broker/session.py
+COVERED := keys/*,agent/luks*.py,broker/verifiers/*,broker/appraisal/*,broker/release.py,broker/attestation.py,broker/evidence.py,broker/replay.py,broker/session.py
 
 .PHONY: help setup demo test test-slow lint fmt conformance cover bench fuzz lock clean
 

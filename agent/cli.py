@@ -32,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. `arguments` None: the process's own."""
     options = _parser().parse_args(arguments)
     try:
-        overrides = {name: getattr(options, name) for name in OVERRIDES}
-        status: int = options.run(options, load(options.config, overrides))
+        status: int
+        if "config" in options:
+            overrides = {name: getattr(options, name) for name in OVERRIDES}
+            status = options.run(options, load(options.config, overrides))
+        else:  # a command that needs no settings, good or bad
+            status = options.run(options)
     except RoomkeyError as error:
         _say(f"error: {error}")
         if error.mend:
@@ -128,6 +132,32 @@ def _doctor(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
+def _check_header(options: argparse.Namespace) -> int:
+    from agent.luks import checked_header  # noqa: PLC0415
+
+    with checked_header(options.device, options.pin) as header:
+        facts = {"uuid": header.uuid} | header.volume._asdict()
+    if options.json:
+        from keys import strictjson  # noqa: PLC0415
+
+        _write(None, strictjson.compact(facts) + b"\n")
+        return 0
+    width = max(map(len, facts))
+    lines = [f"{name.ljust(width)}  {_fact(value)}" for name, value in facts.items()]
+    _write(None, "\n".join([*lines, ""]).encode())
+    if options.pin is None:
+        _say(f"the header protects what is on it; is it the right volume? --pin {header.volume.pin}")
+    return 0
+
+
+def _fact(value: object) -> str:
+    if value is None:
+        return "all that there is"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
+
 def _start_launch(options: argparse.Namespace, settings: Settings) -> int:
     import shlex  # noqa: PLC0415
 
@@ -165,6 +195,13 @@ def _hex(text: str) -> bytes:
     if len(data) != REPORT_DATA_BYTES:
         raise ConfigError("--report-data must be hex", expected=f"{REPORT_DATA_BYTES} bytes")
     return data
+
+
+def _pin(text: str) -> str:
+    """A volume's pin, for argparse. Raises ValueError."""
+    if len(text) != 64 or text != bytes.fromhex(text).hex():
+        raise ValueError(text)
+    return text
 
 
 def _version(text: str) -> int:
@@ -241,6 +278,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[common], help="see what would keep this machine from its key")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
+
+    luks = commands.add_parser("luks", help="judge a LUKS2 header, without a key and without a broker")
+    check = luks.add_subparsers(required=True, metavar="STEP").add_parser("check", help="what is it, and is it sound?")
+    check.add_argument("device", metavar="DEVICE|FILE")
+    check.add_argument("--pin", metavar="HEX", type=_pin, help="the volume that it must be, as an earlier check said")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_check_header)
 
     launch = commands.add_parser("sev-launch", help="on a host: launch a SEV or SEV-ES guest with its key")
     steps = launch.add_subparsers(required=True, metavar="STEP")

@@ -4,14 +4,14 @@
 A header is authenticated by nothing, and the host writes the disk. With a null cipher in a segment a volume opens with
 the right key and shows what the host put there; with one in a keyslot any key opens it (CVE-2025-59054). So the header
 is copied once, the copy is checked, and cryptsetup is given the copy: what the host writes meanwhile changes nothing.
-LUKS2 On-Disk Format 1.1.1, sections 2 and 3:
+LUKS2 On-Disk Format 1.1.1, section 2:
 
-    (1) both binary headers are there, of one size and epoch, their checksums right and their JSON the same, so that
-        cryptsetup cannot fall back to another one
-    (2) nothing is under way or required (reencryption), no feature that is not known here
-    (3) one segment, of type crypt, with an allowed cipher
-    (4) every keyslot holds a passphrase's key, is encrypted with an allowed cipher, and is no reencryption's
-    (5) one digest, which binds the keyslots' volume key to the segment
+ (1) both binary headers are there, of version 2 and a size that a header can have, each at its place
+ (2) their checksums, by SHA-256, are right
+ (3) nothing is in their padding
+ (4) they agree in size, epoch, label, UUID and JSON, so that cryptsetup cannot fall back to another one
+ (5) what the JSON describes protects what is on the volume (`agent.luks_metadata`)
+ (6) it is the volume that it should be: its pin, where one is known
 """
 
 from __future__ import annotations
@@ -20,96 +20,102 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
+from agent.luks_metadata import Volume, check
 from keys import strictjson
 from keys.errors import ProtocolError, VolumeError
 
-CIPHERS = frozenset(("aes-xts-plain64", "aes-xts-random"))  # the latter goes with integrity tags
-KDFS = frozenset(("pbkdf2", "argon2i", "argon2id"))
 SIZES = frozenset(1 << bits for bits in range(14, 23))  # bytes of a binary header with its JSON
 BINARY_BYTES = 4096  # of that before the JSON
 MAX_HEADER_BYTES = 32 << 20  # all before the data; cryptsetup makes it 16 MiB
 MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")  # of the first and the second header
+VERSION = b"\0\2"
 
-_HEADER = frozenset(("keyslots", "tokens", "segments", "digests", "config"))
+
+class Header(NamedTuple):
+    """A checked copy: the descriptor of the memory that it is in, and what it describes."""
+
+    descriptor: int
+    uuid: str
+    volume: Volume
 
 
 @contextmanager
-def checked_header(device: str) -> Iterator[int]:
-    """A descriptor of a copy in memory of all that `device` (a block device or a file) has before its data; the copy
-    has passed every check above. Raises VolumeError.
+def checked_header(device: str, pin: str | None = None) -> Iterator[Header]:
+    """A copy in memory of all that `device` (a block device or a file) has before its data, which has passed every
+    check above. `pin`: what the volume's must be, in hex; None if nobody knows. Raises VolumeError.
     """
     copy = os.memfd_create("luks-header")
     try:
         try:
             with open(device, "rb", buffering=0) as source:  # noqa: PTH123  pathlib would cost milliseconds at boot
-                _copy(source.fileno(), copy)
+                uuid, volume = copy_header(source.fileno(), copy)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise VolumeError(
                 f"{device}: the volume is not there", found=str(error), mend="see that the device's path is right"
             ) from None
         except ProtocolError as error:
             raise _refused(device, str(error)) from None
-        except (KeyError, TypeError, AttributeError):
-            raise _refused(device, "the header's JSON has another form") from None
-        yield copy
+        if pin is not None and pin != volume.pin:  # (6)
+            raise _another(device, pin, volume.pin)
+        yield Header(copy, uuid, volume)
     finally:
         os.close(copy)
 
 
-def _copy(source: int, copy: int) -> None:
-    """Every byte is read once: what is checked is what is copied."""
+def copy_header(source: int, copy: int) -> tuple[str, Volume]:
+    """Checks (1) to (5) while all before the data is copied from one descriptor to the other; UUID and contents. Every
+    byte is read once: what is checked is what is copied. Raises ProtocolError, OSError.
+    """
     first = _read(source, BINARY_BYTES)
     size = int.from_bytes(first[8:16], "big")
-    if first[:8] != MAGICS[0] + b"\0\2" or size not in SIZES:
+    if first[:8] != MAGICS[0] + VERSION or size not in SIZES:
         raise ProtocolError("no LUKS2 header")
     headers = first + _read(source, 2 * size - BINARY_BYTES)
     one, other = (_binary(headers[at : at + size], magic, at) for at, magic in ((0, MAGICS[0]), (size, MAGICS[1])))
-    if one != other:  # (1)
-        raise ProtocolError("the two headers differ")
-    offset = _check(strictjson.loads(one[1], name="the header", max_bytes=size))
-    if not 2 * size <= offset <= MAX_HEADER_BYTES:
-        raise ProtocolError("the data begin at an impossible place", found=f"{offset}")
+    if one != other:
+        names = (name for name, mine, its in zip(_Binary._fields, one, other, strict=True) if mine != its)
+        raise ProtocolError("the two headers differ", found=", ".join(names))  # (4)
+    volume = check(strictjson.loads(one.json, name="the header's JSON", max_bytes=size), size)  # (5)
+    if volume.offset > MAX_HEADER_BYTES:
+        raise ProtocolError(
+            "the data begin too far behind the header", expected=f"at most {MAX_HEADER_BYTES}", found=f"{volume.offset}"
+        )
     _write(copy, headers)
-    _write(copy, _read(source, offset - 2 * size))
+    _write(copy, _read(source, volume.offset - 2 * size))
+    return one.uuid.rstrip(b"\0").decode("ascii", "replace"), volume
 
 
-def _binary(header: bytes, magic: bytes, at: int) -> tuple[bytes, bytes]:
-    """(size and epoch, JSON text) of one binary header and its JSON, check (1)."""
+class _Binary(NamedTuple):
+    """What both binary headers must say alike."""
+
+    size: bytes
+    epoch: bytes
+    label: bytes
+    uuid: bytes
+    subsystem: bytes
+    json: bytes
+
+
+def _binary(header: bytes, magic: bytes, at: int) -> _Binary:
+    """Checks (1) to (3) of one header and its JSON. Raises ProtocolError."""
+    which = "first" if at == 0 else "second"
+    if header[:8] != magic + VERSION or int.from_bytes(header[256:264], "big") != at:
+        raise ProtocolError(f"the {which} header is none, or of another place")  # (1)
     checksum = hashlib.sha256(header[:448] + bytes(64) + header[512:]).digest()
-    right = (
-        header[:8] == magic + b"\0\2"
-        and header[72:104].rstrip(b"\0") == b"sha256"
-        and int.from_bytes(header[256:264], "big") == at
-        and header[448:512] == checksum.ljust(64, b"\0")
+    if header[72:104].rstrip(b"\0") != b"sha256" or header[448:512] != checksum.ljust(64, b"\0"):
+        raise ProtocolError(f"the {which} header's checksum is not right")  # (2)
+    if any(header[264:448]) or any(header[512:BINARY_BYTES]):
+        raise ProtocolError(f"the {which} header has something in its padding")  # (3)
+    return _Binary(
+        size=header[8:16],
+        epoch=header[16:24],
+        label=header[24:72],
+        uuid=header[168:208],
+        subsystem=header[208:256],
+        json=header[BINARY_BYTES:].rstrip(b"\0"),
     )
-    if not right:
-        raise ProtocolError("a header is damaged")
-    return header[8:24], header[BINARY_BYTES:].rstrip(b"\0")
-
-
-def _check(header: Any) -> int:
-    """Checks (2) to (5); where the data begin, in bytes."""
-    strictjson.members(header, name="the header", required=_HEADER)
-    if header["config"].get("requirements", {}).get("mandatory", []):  # (2)
-        raise ProtocolError("the header requires something that is not known, or a reencryption is under way")
-    if header["segments"].keys() != {"0"}:  # (3)
-        raise ProtocolError("the volume does not have one segment")
-    segment = header["segments"]["0"]
-    if segment["type"] != "crypt" or segment["encryption"] not in CIPHERS or "flags" in segment:
-        raise ProtocolError("the data are not encrypted as they must be", expected=" or ".join(sorted(CIPHERS)))
-    for slot in header["keyslots"].values():  # (4)
-        kinds = (slot["type"], slot["area"]["type"], slot["af"]["type"])
-        if kinds != ("luks2", "raw", "luks1") or slot["kdf"]["type"] not in KDFS:
-            raise ProtocolError("a keyslot is of another kind")
-        if slot["area"]["encryption"] not in CIPHERS:
-            raise ProtocolError("a keyslot is not encrypted as it must be", expected=" or ".join(sorted(CIPHERS)))
-    [digest] = header["digests"].values() if len(header["digests"]) == 1 else [{"type": ""}]
-    if digest["type"] != "pbkdf2" or digest["segments"] != ["0"]:  # (5)
-        raise ProtocolError("the volume's key is not bound by one digest")
-    offset = segment["offset"]
-    return int(offset) if offset.isascii() and offset.isdecimal() and len(offset) < 12 else 0
 
 
 def _read(source: int, size: int) -> bytes:
@@ -133,4 +139,13 @@ def _refused(device: str, why: str) -> VolumeError:
         f"{device}: no LUKS2 volume that protects what is on it",
         found=why,
         mend="see that the path is right; if it is, somebody may have changed the disk's header: do not trust it",
+    )
+
+
+def _another(device: str, expected: str, found: str) -> VolumeError:
+    return VolumeError(
+        f"{device}: another volume than the one that the key belongs to",
+        expected=f"pin {expected}",
+        found=f"pin {found}",
+        mend="another disk is in its place, or it was encrypted anew: if that was you, pin it again",
     )

@@ -78,9 +78,9 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) 
     command = ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens"]
     try:
         with checked_header(device) as header:
-            command += ["--header", f"/proc/self/fd/{header}"]
+            command += ["--header", f"/proc/self/fd/{header.descriptor}"]
             command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
-            status, words = _run(command, key, header)
+            status, words = _run(command, key, header.descriptor)
     finally:
         wipe(key)
     if status != 0:

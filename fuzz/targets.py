@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from agent import luks
 from broker.appraisal.images import parse_image
 from broker.claims import Binding, Endorsements
 from broker.endorsements.bundle import read_bundle
@@ -38,6 +40,7 @@ from broker.verifiers.snp_id_key import key_digest, read_key
 from broker.verifiers.snp_roots import built_in
 from keys import b64, envelope, strictjson
 from keys.errors import RoomkeyError
+from tests.fakes import luks as disk
 from tests.fakes.amd import kbs_json, raw_evidence, tsm_evidence
 from tests.vectors import VECTORS
 
@@ -196,6 +199,19 @@ def _statement(text: str) -> None:
     envelope.verify(text, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
 
 
+def _luks_header(data: bytes) -> None:
+    """As the agent reads it, from a descriptor: `data` is the JSON in two headers that are right but for it."""
+    source, copied = os.memfd_create("disk"), os.memfd_create("copy")
+    try:
+        os.write(source, b"".join(disk.binary(data, second=second) for second in (False, True)))
+        os.truncate(source, disk.DATA)
+        os.lseek(source, 0, os.SEEK_SET)
+        luks.copy_header(source, copied)
+    finally:
+        os.close(source)
+        os.close(copied)
+
+
 def _text(read: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: read(data.decode("utf-8", "replace"))
 
@@ -263,6 +279,14 @@ def _envelopes() -> Iterable[bytes]:
         yield envelope.pack(b"a disk's key", statement.decode())
 
 
+def _luks_texts() -> Iterable[bytes]:
+    content = disk.metadata()
+    yield json.dumps(content).encode()
+    content["keyslots"]["0"]["kdf"] = {"type": "pbkdf2", "hash": "sha512", "iterations": 1000, "salt": disk.SALT}
+    content["tokens"]["0"] = {"type": "roomkey", "keyslots": ["0"]}
+    yield json.dumps(content).encode()
+
+
 TARGETS: dict[str, Target] = {
     "snp-report": Target(_report, made=_reports, max_bytes=2048),
     "snp-evidence": Target(_snp_evidence, made=_evidence_forms, max_bytes=64 * 1024),
@@ -281,6 +305,7 @@ TARGETS: dict[str, Target] = {
         lambda data: parse_measurement(data, api=(1, 55), build=1), made=lambda: (bytes(48),), max_bytes=128
     ),
     "broker-keys": Target(envelope.load_keys, made=lambda: (strictjson.compact(SIGNER.jwks()),), max_bytes=4096),
+    "luks-header": Target(_luks_header, made=_luks_texts, max_bytes=disk.SIZE - 4096),
     "envelope": Target(envelope.unpack, made=_envelopes, max_bytes=4096),
     "statement": Target(_text(_statement), made=_statements, max_bytes=4096),
     "release": Target(lambda data: envelope.Release.from_json(_json(data)), made=_releases, max_bytes=4096),

@@ -440,3 +440,47 @@ def test_errors_keep_their_exit_statuses(machine: Machine) -> None:
     machine.kbs.script["auth"] += 50 * [raw(503, b"", "Retry-After: 99\r\n")]
     assert main(["get", "o/disk/root", *options, "--output", "/x"]) == Unavailable.exit_status
     machine.kbs.script["auth"].clear()
+
+
+# --- a header, judged alone ---
+
+
+def test_a_header_is_judged_without_anything_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`luks check` needs no settings, no key and no broker; it says what the volume is, and how to pin it."""
+    disk = luks.write(tmp_path / "disk.img")
+    assert main(["luks", "check", str(disk)]) == 0
+    said = capfd.readouterr()
+    assert "cipher        aes-xts-plain64\n" in said.out
+    assert "size          all that there is\n" in said.out
+    assert "integrity     no\n" in said.out
+    assert "keyslots      0\n" in said.out
+    assert "tokens        none\n" in said.out
+    pin = said.err.rpartition("--pin ")[2].strip()
+    assert main(["luks", "check", str(disk), "--pin", pin, "--json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["pin"] == pin
+    assert said.err == ""
+
+
+def test_a_header_that_is_not_sound_ends_with_its_defect(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The exit status is the volume's error, and the line names what is wrong."""
+    content = luks.metadata()
+    content["segments"]["0"]["encryption"] = "cipher_null-ecb"
+    disk = luks.write(tmp_path / "disk.img", content)
+    assert main(["luks", "check", str(disk)]) == VolumeError.exit_status
+    assert "the data's cipher is not one that is allowed" in capfd.readouterr().err
+
+
+def test_another_volume_ends_with_both_pins(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Which was expected, and which is there."""
+    disk = luks.write(tmp_path / "disk.img")
+    assert main(["luks", "check", str(disk), "--pin", "ab" * 32]) == VolumeError.exit_status
+    assert f"expected pin {'ab' * 32}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("pin", ["", "ab", "AB" * 32, "zz" * 32, " " + "ab" * 31 + " "])
+def test_a_pin_is_64_hex_digits(pin: str) -> None:
+    """Anything else is a wrong argument, before the disk is looked at."""
+    with pytest.raises(SystemExit) as caught:
+        main(["luks", "check", "/none", "--pin", pin])
+    assert caught.value.code == 2

@@ -15,6 +15,7 @@ from typing import Any
 
 SIZE = 0x4000  # of a binary header with its JSON
 DATA = 1 << 20  # where the data of `write` begin
+SALT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="  # 32 bytes
 
 
 def metadata() -> dict[str, Any]:
@@ -25,7 +26,7 @@ def metadata() -> dict[str, Any]:
         "key_size": 64,
         "af": {"type": "luks1", "stripes": 4000, "hash": "sha256"},
         "area": area,
-        "kdf": {"type": "argon2id", "time": 4, "memory": 32, "cpus": 1, "salt": "AAAA"},
+        "kdf": {"type": "argon2id", "time": 4, "memory": 32, "cpus": 1, "salt": SALT},
     }
     segment = {
         "type": "crypt",
@@ -35,7 +36,15 @@ def metadata() -> dict[str, Any]:
         "encryption": "aes-xts-plain64",
         "sector_size": 512,
     }
-    digest = {"type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256", "iterations": 1000}
+    digest = {
+        "type": "pbkdf2",
+        "keyslots": ["0"],
+        "segments": ["0"],
+        "hash": "sha256",
+        "iterations": 1000,
+        "salt": SALT,
+        "digest": SALT,
+    }
     return {
         "keyslots": {"0": slot},
         "tokens": {},
@@ -54,17 +63,24 @@ def binary(
     algorithm: str = "sha256",
     at: int | None = None,
     version: int = 2,
+    label: bytes = b"",
+    uuid: bytes = b"2b1c4f6e-0000-4000-8000-000000000000",
+    subsystem: bytes = b"",
+    padding: bytes = b"",
+    more: bytes = b"",
 ) -> bytes:
-    """One binary header with its JSON."""
+    """One binary header with its JSON. `padding` and `more` stand in what must be empty, before and behind the
+    checksum.
+    """
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     place = (size if second else 0) if at is None else at
     head = (
-        struct.pack(">6sHQQ48s32s", b"SKUL\xba\xbe" if second else b"LUKS\xba\xbe", version, size, epoch, b"",
+        struct.pack(">6sHQQ48s32s", b"SKUL\xba\xbe" if second else b"LUKS\xba\xbe", version, size, epoch, label,
                     algorithm.encode())
         + bytes(64)
-        + struct.pack(">40s48sQ", b"2b1c4f6e-0000-4000-8000-000000000000", b"", place).ljust(280, b"\0")
+        + (struct.pack(">40s48sQ", uuid, subsystem, place) + padding).ljust(280, b"\0")
     )  # fmt: skip
-    rest = (bytes(4096 - 512) + text).ljust(size - 512, b"\0")
+    rest = (more.ljust(4096 - 512, b"\0") + text).ljust(size - 512, b"\0")
     checksum = hashlib.sha256(head + bytes(64) + rest).digest().ljust(64, b"\0")
     return head + checksum + rest
 
