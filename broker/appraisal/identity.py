@@ -204,7 +204,7 @@ def _naming(case: Case, known: tuple[str, ...]) -> str:
     rule = f"name the instance in the rule: roomkey rule set {case.path} --instance {known[0] if known else 'NAME'} ..."
     if claims.trust.endswith("-named"):
         rule += "; or have the operator take the line out of snp.named_only"
-    return rule if known else f"roomkey instance add NAME {_known_by(claims)}, and {rule}"
+    return rule if known else f"roomkey instance add NAME {_known_by(claims)}; and {rule}"
 
 
 def _known_by(claims: Claims) -> str:

@@ -113,8 +113,8 @@ def _sum_up(candidate: _Candidate, trace: Trace) -> None:
 
 def _take_apart(candidate: _Candidate, case: Case, trace: Trace) -> None:
     known, claims = candidate.known, case.claims
-    for register, expected in candidate.fit.expected.items():
-        _check_register(candidate, register, expected, case, trace)
+    for register in sorted(candidate.fit.expected, key=order):
+        _check_register(candidate, register, candidate.fit.expected[register], case, trace)
     others = sorted(claims.measurements.keys() - known.image.registers.keys(), key=order)
     trace.not_required(Stage.MEASUREMENT, f"registers that image {known.ref} does not name", found=" ".join(others))
     check_image_floors(known.image, known.ref, claims, trace)
@@ -130,8 +130,8 @@ def _approval(tee: Tee, name: str) -> str:
 def _check_register(candidate: _Candidate, register: str, expected: Register, case: Case, trace: Trace) -> None:
     known, claims = candidate.known, case.claims
     mend = (
-        f"if this boot is one that you trust: {_approval(claims.tee, known.name)} (and where "
-        f"the rule names a version: roomkey rule set {case.path} --image {known.name}@NEW ...)"
+        f"if this boot is one that you trust: {_approval(claims.tee, known.name)}; and where "
+        f"the rule names a version: roomkey rule set {case.path} --image {known.name}@NEW ..."
     )
     fits = trace.check(
         Stage.MEASUREMENT,

@@ -307,7 +307,8 @@ def _check_revocation(
     if floors.require_crl:
         trace.require(Stage.ENDORSEMENT, "a current revocation list is at hand", state == "current",
                       expected="current", found=state + told if state == "stale" else state,
-                      mend="let the broker reach AMD's KDS (snp.kds_url), or roomkey endorsements import a new list",
+                      mend="let the broker reach AMD's KDS (snp.kds_url); or import a new list: "
+                      "roomkey endorsements import FILE",
                       error=EndorsementError)  # fmt: skip
     else:
         trace.not_required(Stage.ENDORSEMENT, "a current revocation list", found=state)

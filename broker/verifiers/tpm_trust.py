@@ -116,7 +116,8 @@ def judge_trust(
         enrolled is not None,
         expected="an EK certificate with credential activation, or an enrolled key",
         found=instance_id(evidence),
-        mend="enrol this key (roomkey instance add), or configure the TPM maker's root certificate",
+        mend="if the machine is yours: roomkey instance add NAME --from EVIDENCE; or let the operator configure the "
+        "root certificate of its TPM's maker (tpm.ek_root_files)",
     )
     assert enrolled is not None  # narrowing: the line above has raised
     with trace.recording(Stage.IDENTITY):
