@@ -8,6 +8,7 @@ measured boot path must not be able to redraw the owner's terminal. Colour only 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,8 @@ import click
 from broker.trace import Stage
 from keys.errors import RoomkeyError
 
+WIDTH = 100  # columns that prose is wrapped at
+LABEL = 13  # characters of the longest name before a value
 PASSED, FAILED = "passed", "failed"
 _COLOURS = {
     PASSED: "green", "genuine": "green", "released": "green", "ok": "green", "active": "green",
@@ -80,11 +83,43 @@ def show_error(error: RoomkeyError) -> None:
             click.echo(f"  {name.ljust(10)}  {printable(value)}", err=True)
 
 
+def headline(text: str, word: str) -> None:
+    """Print a sentence that comes before all else, in the colour of the verdict `word`."""
+    for line in textwrap.wrap(printable(text), WIDTH, break_long_words=False, break_on_hyphens=False):
+        click.secho(line, fg=_COLOURS.get(word), bold=True)
+
+
+def section(title: str) -> None:
+    """Print a heading."""
+    click.secho(f"\n{title}", bold=True)
+
+
+def paragraph(text: str, *, indent: int, label: str = "") -> None:
+    """Print `text`, after `label` where there is one, wrapped at words; what follows the first line is indented with
+    it. What has no spaces is never broken.
+    """
+    first = " " * indent + (label.ljust(LABEL) + "  " if label else "")
+    then = " " * (len(first) if label else indent + 2)
+    for line in textwrap.wrap(
+        printable(text), WIDTH, initial_indent=first, subsequent_indent=then, break_long_words=False,
+        break_on_hyphens=False,
+    ):  # fmt: skip
+        click.echo(line)
+
+
 def trace(checks: Sequence[dict[str, str]], *, verbose: bool) -> None:
     """Print a decision's checks by stage, a line each, then what failed with its values, and at the end what mends it.
 
     `verbose`: the values of all the other checks too.
     """
+    stages(checks, verbose=verbose)
+    failed = [check for check in checks if check["verdict"] == FAILED]
+    if failed:
+        _summary(failed)
+
+
+def stages(checks: Sequence[dict[str, str]], *, verbose: bool) -> None:
+    """Print checks by stage, a line each. `verbose`: the values of those that did not fail too."""
     width = max((len(check["verdict"]) for check in checks), default=0)
     for stage in Stage:
         of_stage = [check for check in checks if check["stage"] == stage]
@@ -95,9 +130,6 @@ def trace(checks: Sequence[dict[str, str]], *, verbose: bool) -> None:
             text = printable(check["found"] or check["expected"])
             if verbose and text and check["verdict"] != FAILED:
                 click.secho(f"{' ' * (width + 6)}{text}", dim=True)
-    failed = [check for check in checks if check["verdict"] == FAILED]
-    if failed:
-        _summary(failed)
 
 
 def _summary(failed: Sequence[dict[str, str]]) -> None:

@@ -302,7 +302,7 @@ def _explained(
 
 def _explain(stage: Stage, decision: str, env: dict[str, str], *, whole: bool = False) -> str:
     """What the owner reads about a decision; printed from its summary on, or whole."""
-    return stage.run("roomkey", "decision", "show", decision, env=env, after="" if whole else "What failed").stdout
+    return stage.run("roomkey", "decision", "show", decision, env=env, after="" if whole else "What differs").stdout
 
 
 def _decision_in(text: str) -> str:

@@ -59,13 +59,13 @@ def test_an_owner_leads_a_guest_to_its_key(desk: Desk, tpm: FakeTpm, evidence: P
     [line] = desk.json("decision", "list", "--kind", "release")["decisions"]
     assert (line["verdict"], line["key"]) == ("released", KEY)
     shown = desk.run("decision", "show", line["id"]).stdout
-    assert shown.startswith("release  released\n")
-    assert "debian-12@1" in shown
-    assert "What failed" not in shown
+    assert shown.startswith(f"web-1 asked for {KEY} on ")
+    assert "got version 1: it runs debian-12@1\n" in shown
+    assert "What differs" not in shown
 
 
 def test_a_denial_names_the_changed_kernel_and_its_mend(desk: Desk, evidence: Path, tpm: FakeTpm) -> None:
-    """Another kernel is denied; `decision show` ends with the event that differs and the command that approves it."""
+    """Another kernel is denied; `decision show` names the event that differs and the command that approves it."""
     desk.run("key", "generate", KEY)
     desk.run("image", "enrol", "debian-12", "--from", evidence, "--yes")
     desk.run("instance", "add", "web-1", "--from", evidence)
@@ -74,8 +74,8 @@ def test_a_denial_names_the_changed_kernel_and_its_mend(desk: Desk, evidence: Pa
     with pytest.raises(ReleaseDenied) as denied:
         desk.ask(tpm)
     result = desk.run("decision", "show", denied.value.decision)
-    checks, _, summary = result.stdout.partition("What failed")
-    assert "release  denied" in checks
+    head, _, summary = result.stdout.partition("What differs")
+    assert "was denied it: its kernel" in " ".join(head.split())
     assert "PCR 4" in summary
     assert "roomkey image enrol" in summary
     assert "\x1b" not in result.output

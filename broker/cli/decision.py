@@ -3,28 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import urlencode
 
 import click
 
 from broker.cli.decision_bundle import export, replay_
-from broker.cli.options import as_owner, json_flag, verbose_flag
+from broker.cli.decision_show import show
+from broker.cli.options import as_owner, json_flag
 from broker.ledger import ATTEST, CHANGE, READMIT, RELEASE
 from broker.owner_client import Caller, path_of
-from broker.terminal import fields, next_step, print_json, table, trace, verdict, when
-
-# What of a line's body is shown above the trace, and under which name; --json has all of it.
-_BODY = {
-    "version": "key version",
-    "image": "image",
-    "names": "instance",
-    "instances": "ids",
-    "tee": "platform",
-    "evidence": "evidence's SHA-256",
-    "who": "by",
-    "why": "why",
-}
+from broker.terminal import next_step, print_json, table, when
 
 
 @click.group()
@@ -41,6 +29,7 @@ def decision() -> None:
 
 decision.add_command(export)
 decision.add_command(replay_)
+decision.add_command(show)
 
 
 @decision.command("list")
@@ -71,40 +60,3 @@ def list_(client: Caller, kind: str | None, subject: str | None, limit: int, bef
     )
     if page["next"] is not None:
         next_step(f"More: --before {page['next']}")
-
-
-@decision.command()
-@click.argument("id_", metavar="ID")
-@verbose_flag
-@json_flag
-@as_owner
-def show(client: Caller, id_: str, verbose: bool, as_json: bool) -> None:
-    """Show one decision: every check in order, and at the end what failed and what mends it.
-
-    \b
-    Example:
-      roomkey decision show d-mfrggzdfmztwq2lknnwg
-    """
-    shown = client.call("GET", path_of("decisions", id_))
-    if as_json:
-        print_json(shown)
-        return
-    body: dict[str, Any] = shown["body"]
-    click.echo(f"{shown['kind']}  {verdict(shown['verdict'])}")
-    fields(
-        [
-            ("decision", shown["id"]),
-            ("at", when(shown["at"])),
-            ("key", shown["key"]),
-            ("subject", shown["subject"]),
-            *((label, _words(body.get(name))) for name, label in _BODY.items()),
-        ],
-        indent=2,
-    )
-    trace(body.get("trace", []), verbose=verbose)
-
-
-def _words(value: Any) -> str:
-    if value is None:
-        return ""
-    return ", ".join(value) if isinstance(value, list) else str(value)

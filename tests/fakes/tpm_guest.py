@@ -39,10 +39,19 @@ _STORAGE = struct.pack(">HHH", _AES, 128, _CFB)
 
 
 class FakeTpm:
-    """`ca` certifies its endorsement key: on P-256, or RSA-2048 with `rsa_ek`. Without `ca` it has no certificate."""
+    """`ca` certifies its endorsement key: on P-256, or RSA-2048 with `rsa_ek`. Without `ca` it has no certificate.
+    `ak` is its attestation key, by default a fresh one.
+    """
 
-    def __init__(self, ca: EkCa | None = None, *, rsa_ek: bool = False, attributes: int = AK_ATTRIBUTES) -> None:
-        self._ak = ec.generate_private_key(ec.SECP256R1())
+    def __init__(
+        self,
+        ca: EkCa | None = None,
+        *,
+        rsa_ek: bool = False,
+        attributes: int = AK_ATTRIBUTES,
+        ak: ec.EllipticCurvePrivateKey | None = None,
+    ) -> None:
+        self._ak = ak or ec.generate_private_key(ec.SECP256R1())
         self._ek: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
         policy = _sized(hashlib.sha256(b"PolicyA").digest())
         head = struct.pack(">HI", _SHA256, EK_ATTRIBUTES) + policy + _STORAGE
