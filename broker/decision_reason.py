@@ -86,10 +86,11 @@ def _measured(checks: Sequence[Check], _: re.Match[str]) -> str:
     """What the guest measured otherwise, by its events where there are some, else by register."""
     found: dict[str, list[str]] = {}
     for check in checks:
-        if match := REGISTER.fullmatch(check["name"]):
-            found.setdefault(match["title"], [])
-        elif match := EVENT.fullmatch(check["name"]):
-            found.setdefault(match["title"], []).append(_subject(check))
+        event = EVENT.fullmatch(check["name"])
+        title = event["title"] if event else check["name"].partition(" is as in image ")[0]
+        subjects = found.setdefault(title, [])
+        if event:
+            subjects.append(_subject(check))
     named = [name for title, subjects in found.items() for name in ([s for s in subjects if s] or [title])]
     # The words of Secure Boot's variable in PCR 7 are those that its digest is of; elsewhere a guest writes any words.
     off = any(check["name"].startswith("PCR 7 ") and _SECURE_BOOT_OFF in check["found"] for check in checks)
