@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 Check = Mapping[str, str]
 
-MAX_SUBJECTS = 3  # of what a guest measured otherwise that the clause names
+MAX_SUBJECTS = 4  # of what a guest measured otherwise that the clause names
 
 REGISTER = re.compile(r"(?P<title>.+) is as in image (?P<image>\S+)(?P<state> \(.+\))?")
 EVENT = re.compile(r"(?P<title>.+): event (?P<position>[0-9]+) was (?P<kind>.+)")
@@ -24,7 +24,7 @@ _SECURE_BOOT_OFF = "Secure Boot is off"
 _SWITCHES = "set of Secure Boot keys and switches"
 _UKI = "unified kernel image"
 _KERNEL, _INITRD, _COMMAND_LINE = "kernel", "initrd", "kernel command line"
-_PARTS = frozenset((_KERNEL, _INITRD, _COMMAND_LINE))  # of a unified kernel image
+_PARTS = (_KERNEL, _INITRD, _COMMAND_LINE)  # of a unified kernel image; and what is named first
 _SUBJECTS = (  # by what the description of a boot event shows; the first that fits
     (re.compile(r"kernel_cmdline:|grub_cmd: linux|\.cmdline of the unified kernel image"), _COMMAND_LINE),
     (re.compile(r"grub_cmd:"), "boot loader's commands"),
@@ -95,9 +95,10 @@ def _measured(checks: Sequence[Check], _: re.Match[str]) -> str:
     # The words of Secure Boot's variable in PCR 7 are those that its digest is of; elsewhere a guest writes any words.
     off = any(check["name"].startswith("PCR 7 ") and _SECURE_BOOT_OFF in check["found"] for check in checks)
     said = {_SWITCHES} if off else set()
-    if not _PARTS.isdisjoint(named):
+    if any(name in _PARTS for name in named):
         said.add(_UKI)  # its parts say more
-    subjects = [name for name in dict.fromkeys(named) if name not in said]
+    others = [name for name in dict.fromkeys(named) if name not in {*said, *_PARTS}]
+    subjects = [*(name for name in _PARTS if name in named), *others]
     clauses = [f"{_SECURE_BOOT_OFF} on it"] if off else []
     if subjects:
         verb = "is not the approved one" if len(subjects) == 1 else "are not the approved ones"

@@ -106,8 +106,16 @@ def test_what_an_update_changes_is_told_together() -> None:
         ("PCR 4 (boot applications) is as in image debian@1", "aa", "bb"),
         changed("PCR 4 (boot applications)", "EV \\EFI\\Linux\\a.efi", "EV \\EFI\\Linux\\b.efi"),
         ("PCR 11 (unified kernel image, boot phases) is as in image debian@1", "aa", "bb"),
-        changed("PCR 11 (x)", ".linux of the unified kernel image", ".linux of the unified kernel image"),
-        changed("PCR 11 (x)", ".initrd of the unified kernel image", ".initrd of the unified kernel image"),
+        changed(
+            "PCR 11 (unified kernel image, boot phases)",
+            ".linux of the unified kernel image",
+            ".linux of the unified kernel image",
+        ),
+        changed(
+            "PCR 11 (unified kernel image, boot phases)",
+            ".initrd of the unified kernel image",
+            ".initrd of the unified kernel image",
+        ),
     )
     found = reason(failed(*checks))
     assert found.told == len(checks)
@@ -115,10 +123,21 @@ def test_what_an_update_changes_is_told_together() -> None:
     assert "unified kernel image and" not in found.words
 
 
+def test_what_an_owner_updates_is_named_first() -> None:
+    """Kernel, initrd and command line come before what changes along with them, in whatever order it was measured."""
+    found = why(
+        changed("PCR 8 (c)", "EV_IPL grub_cmd: initrd /initrd.img-6.1", "EV_IPL grub_cmd: initrd /initrd.img-6.2"),
+        changed("PCR 8 (c)", "EV_IPL kernel_cmdline: /vmlinuz-6.1", "EV_IPL kernel_cmdline: /vmlinuz-6.2"),
+        changed("PCR 9 (f)", "EV_IPL /initrd.img-6.1", "EV_IPL /initrd.img-6.2"),
+        changed("PCR 9 (f)", "EV_IPL /vmlinuz-6.1", "EV_IPL /vmlinuz-6.2"),
+    )
+    assert found == ("its kernel, initrd, kernel command line and boot loader's commands are not the approved ones")
+
+
 def test_a_long_list_is_cut() -> None:
     """Of another machine's boot not everything is in the sentence."""
     found = why(*((f"PCR {number} (p{number}) is as in image debian@1", "aa", "bb") for number in range(6)))
-    assert found == "its PCR 0 (p0), PCR 1 (p1), PCR 2 (p2) and more are not the approved ones"
+    assert found == "its PCR 0 (p0), PCR 1 (p1), PCR 2 (p2), PCR 3 (p3) and more are not the approved ones"
     assert found.count("PCR") == MAX_SUBJECTS
 
 
