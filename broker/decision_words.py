@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from broker.appraisal.identity import Act
 from broker.decision_reason import EVENT, REGISTER, TCB, Check, below, reason
 from broker.ledger import ATTEST, READMIT, RELEASE
 from broker.trace import Stage, Verdict
@@ -44,14 +45,20 @@ def head(shown: Mapping[str, Any], at: str) -> str:
     if shown["kind"] not in {ATTEST, RELEASE}:
         return f"{body.get('who', 'somebody')} changed {shown['subject']} on {at}: {verdict}"
     asked = f"asked for {shown['key']}" if shown["key"] else "attested"
-    sentence = f"{_guest(shown)} {asked} on {at} and {_OUTCOMES.get(verdict, f'was {verdict}')}"
+    outcome = _OUTCOMES.get(verdict, "was {verdict}").format_map({**body, "verdict": verdict})
+    sentence = f"{_guest(shown)} {asked} on {at} and {outcome}"
     failed = failures(body.get("trace", []))
     if not failed:
-        return sentence.format(version=body.get("version"), image=body.get("image"))
+        return sentence
     words, told = reason(failed)
     rest = len(failed) - told
     more = f" (and {rest} more check{'s' if rest > 1 else ''} failed)" if rest else ""
     return f"{sentence}: {short(words)}{more}"
+
+
+def follows(body: Mapping[str, Any]) -> str:
+    """What became of the guest with the decision, "" where nothing did."""
+    return _FOLLOWS.get(body.get("act", ""), "").format(body.get("guest"))
 
 
 def failures(trace: Sequence[Check]) -> list[Check]:
@@ -99,6 +106,14 @@ _OUTCOMES = {
     "denied": "was denied it",
     "refused": "was refused",
     "genuine": "was found genuine: whether it gets a key is decided when it comes for it",
+}
+
+_FOLLOWS = {
+    Act.REDEEM: "enrolled as {0}, by its ticket",
+    Act.FIRST_USE: "enrolled as {0}, because the rule enrols whoever comes first",
+    Act.QUEUE: "{0} waits for your word: roomkey guest approve {0}",
+    Act.FAIL: "{0} stays refused until you readmit it: roomkey guest readmit {0}",
+    Act.QUARANTINE: "{0} is quarantined until you readmit it: roomkey guest readmit {0}",
 }
 
 

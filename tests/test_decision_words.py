@@ -12,6 +12,7 @@ import pytest
 
 import broker
 from broker import decision_words as words
+from broker.appraisal.identity import Act
 from broker.decision_reason import _TOPICS, MAX_SUBJECTS, below, reason
 from broker.trace import Stage, Trace
 
@@ -223,7 +224,21 @@ def test_what_went_well_is_told_as_such() -> None:
     """A release names version and image; genuine evidence is no key yet."""
     released = words.head(shown("release", "released", names=["web-1"], version=3, image="debian@2"), AT)
     assert released == f"web-1 asked for acme/disk/root on {AT} and got version 3: it runs debian@2"
+    assert words.head(shown("release", "put off", names=["web-1"]), AT).endswith("and was put off")
     assert "found genuine" in words.head(shown("attest", "genuine", claims={}), AT)
+
+
+def test_braces_in_a_providers_name_stay_braces() -> None:
+    """A machine is called by what its vendor wrote, whatever that is."""
+    line = shown("attest", "genuine", claims={}) | {"subject": "snp-csp:CN={image} {0}"}
+    assert "(snp-csp:CN={image} {0})" in words.head(line, AT)
+
+
+@pytest.mark.parametrize("act", list(Act))
+def test_what_became_of_the_guest_is_told(act: Act) -> None:
+    """Each act names the guest; where there was none, nothing is said, and older lines know of none."""
+    assert ("web-1" in words.follows({"act": str(act), "guest": "web-1"})) is (act is not Act.NOTHING)
+    assert not words.follows({})
 
 
 def test_changes_and_readmissions_have_no_guest_that_asks() -> None:

@@ -57,6 +57,7 @@ def _about(shown: Mapping[str, Any], *, verbose: bool) -> None:
         ("decision", f"{shown['id']} ({shown['kind']}, {shown['verdict']})"),
         ("subject", shown["subject"]),
         *((label, body.get(name)) for name, label in _BODY.items()),
+        ("what follows", words.follows(body)),
     ]
     if verbose:
         about += [("ids", ", ".join(body.get("instances", []))), ("evidence's SHA-256", body.get("evidence"))]
