@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.attesters.registry import Attester
+    from agent.release import Opened
 
 REPORT_DATA_BYTES = 48  # SHA-384, as in `keys.binding`
 INTERRUPTED = 130
@@ -55,12 +56,14 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
     name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
     if settings.tee is Tee.SEV:  # its one key is gone once it was taken: nothing may be in the way then
         unlock.check_volume(options.device)
-    key = _fetch(options, settings, path)
-    outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper())
+    key, _, pin = _fetch(options, settings, path)
+    outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper(), pin=pin)
     if outcome.opened:
         _say(f"opened {options.device} as /dev/mapper/{outcome.name}")
     else:
         _say(f"the key fits {options.device}; NOT opened: this kernel has no device-mapper")
+    if pin is None and settings.tee is not Tee.SEV:  # whose launch brings bare bytes
+        _say(f"nobody knows which volume it should be: roomkey volume pin {path} {outcome.pin}")
     return 0
 
 
@@ -72,7 +75,7 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
         raise ConfigError("a key is not written to a terminal", mend="give --output FILE, or pipe it")
     if options.output is not None and os.path.lexists(options.output):  # before the key is taken from where it is
         raise ConfigError(f"{options.output} is there already", mend="give a new file's name")
-    key = _fetch(options, settings, path)
+    key = _fetch(options, settings, path).secret
     try:
         _write(options.output, key)
     finally:
@@ -80,11 +83,12 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) -> bytearray:
+def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) -> Opened:
     """The key at `path`. From here on the process cannot be dumped.
 
     A SEV guest has one key, whatever the path: the one that its launch was given. Nobody has signed for it.
     """
+    from agent.release import Opened  # noqa: PLC0415
     from keys.secrecy import forbid_core_dumps  # noqa: PLC0415
 
     forbid_core_dumps()
@@ -93,7 +97,7 @@ def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) 
 
         if options.at_least > 1:
             raise ConfigError("the secret of a launch has no version", mend="ask without --at-least")
-        return take(settings.secrets)
+        return Opened(take(settings.secrets), None)
     from agent.client import fetch  # noqa: PLC0415
     from agent.ticket import read_ticket  # noqa: PLC0415
 

@@ -87,7 +87,7 @@ def fetch(
     *,
     at_least: int = 1,
     ticket: str | None = None,
-) -> bytearray:
+) -> Opened:
     """The key at `path`, in version `at_least` or newer, from the first broker that gives it. `ticket` goes along.
 
     A broker that cannot be reached, or that does not keep to the protocol, is passed over for the next. After a round
@@ -190,7 +190,7 @@ class Conversation:
         return answer.body
 
 
-def _remembered(settings: Settings, wanted: Demand, got: Opened, deadline: Deadline) -> bytearray:
+def _remembered(settings: Settings, wanted: Demand, got: Opened, deadline: Deadline) -> Opened:
     """The key, once its version is written down where the settings say so."""
     try:
         if settings.versions and got.version is not None:
@@ -198,7 +198,7 @@ def _remembered(settings: Settings, wanted: Demand, got: Opened, deadline: Deadl
     except RoomkeyError:
         wipe(got.secret)
         raise
-    return got.secret
+    return got
 
 
 def _now_ms() -> int:

@@ -36,10 +36,11 @@ class Demand(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A key, and its version where the broker has said it."""
+    """A key, and where the broker has said it: its version, and the pin of the volume that it is for."""
 
     secret: bytearray
     version: int | None
+    volume: str | None = None
 
     def __repr__(self) -> str:
         return f"Opened(version={self.version})"
@@ -102,4 +103,4 @@ def opened(
         at_least=wanted.at_least,
         elapsed_ms=elapsed_ms,
     )
-    return Opened(bytearray(secret), release.version)
+    return Opened(bytearray(secret), release.version, release.volume)

@@ -34,10 +34,11 @@ REASONS = {
 
 
 class Outcome(NamedTuple):
-    """`opened`: the volume is at /dev/mapper/NAME. Otherwise the key fits, and nothing is open."""
+    """`opened`: the volume is at /dev/mapper/NAME. Otherwise the key fits, and nothing is open. `pin`: the volume's."""
 
     opened: bool
     name: str
+    pin: str
 
 
 def has_device_mapper(misc: str = "/proc/misc", control: str = "/dev/mapper/control") -> bool:
@@ -70,14 +71,15 @@ def check_volume(device: str) -> None:
         pass
 
 
-def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) -> Outcome:
-    """Open the LUKS2 volume in `device` (a block device or a file) as `name`, or test the key. `key` is wiped.
+def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool, pin: str | None = None) -> Outcome:
+    """Open the LUKS2 volume in `device` (a block device or a file) as `name`, or test the key. `pin`: the volume that
+    it must be (`agent.luks_metadata`). `key` is wiped.
 
     Raises VolumeError.
     """
     command = ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens"]
     try:
-        with checked_header(device) as header:
+        with checked_header(device, pin) as header:
             command += ["--header", f"/proc/self/fd/{header.descriptor}"]
             command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
             status, words = _run(command, key, header.descriptor)
@@ -86,7 +88,7 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) 
     if status != 0:
         message, mend = REASONS.get(status, ("cryptsetup failed", "see what cryptsetup says"))
         raise VolumeError(f"{device}: {message}", found=f"status {status}: {words}", mend=mend)
-    return Outcome(device_mapper, name)
+    return Outcome(device_mapper, name, header.volume.pin)
 
 
 def _run(command: list[str], key: bytearray, header: int) -> tuple[int, str]:

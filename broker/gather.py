@@ -100,6 +100,16 @@ def owner_of(path: ResourcePath, store: Store) -> str:
         return ""
 
 
+def pinned_volume(path: ResourcePath, store: Store) -> str | None:
+    """The pin of the one volume that the key at `path` is for, in hex; None if its owner has pinned none."""
+    try:
+        body = store.record(RecordKind.VOLUME, path.owner, rule_name(path)).body or {}
+    except NotFound:
+        return None
+    pin: str = body["pin"]
+    return pin
+
+
 def rule_images(
     owner: str, rule: Rule, store: Store, now: int, candidates: Mapping[str, Image] | None = None
 ) -> tuple[KnownImage, ...]:

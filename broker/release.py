@@ -5,7 +5,7 @@
      store remembers under its id. (A guest of SEV is attested by its launch: `broker.sev_launches`.)
  (2) All that the decision stands on is looked up (`broker.gather`). What is missing is a failed check like any other.
  (3) The case is judged (`broker.appraisal.judge`).
- (4) Custody opens the key; it must fit into what carries it.
+ (4) Custody opens the key; it must fit into what carries it. Which volume it is for is looked up.
  (5) What only one guest may have is taken: the lease, where the rule forbids clones, and the ticket. Who comes second
      is denied.
  (6) The line in the ledger is durable. What the decision changes about the guest follows.
@@ -31,7 +31,7 @@ from broker.appraisal.image_life import when
 from broker.appraisal.instances import Bound, Instance, Standing
 from broker.appraisal.judge import Judged, judge
 from broker.claims import Claims
-from broker.gather import Attested, gather, lease_name, with_others
+from broker.gather import Attested, gather, lease_name, pinned_volume, with_others
 from broker.services import Services
 from broker.store.protocols import Record, RecordKind, StoredKey
 from broker.trace import Stage, Trace
@@ -63,13 +63,14 @@ Wrapped = TypeVar("Wrapped")
 
 class Released(NamedTuple):
     """What a release says of itself, beside the key: the ledger's line, the key's version, the image that the guest
-    runs and the version of the rule that let it.
+    runs, the version of the rule that let it, and the pin of the volume that the key is for.
     """
 
     decision: str
     version: int
     image: str
     rule: int
+    volume: str | None
 
 
 def release(
@@ -124,8 +125,9 @@ def decide(
     verified, decision = attested.trace, ledger.new_id(services.random)
     case, key = gather(path, attested, services, now=now)  # (2)
     case, judged, trace = _judge(case, verified, services)  # (3)
-    plaintext = None
+    plaintext = volume = None
     if judged.allowed and key is not None:
+        volume = pinned_volume(path, services.store)
         plaintext = _open(key, services, max_bytes, trace)  # (4)
     if plaintext is not None and not _take(case, judged, attested.ticket, decision, services, trace):  # (5)
         plaintext = None
@@ -134,6 +136,7 @@ def decide(
         "tee": str(case.claims.tee),
         "key": str(path),
         "version": None if case.key is None else case.key[0],
+        "volume": volume,
         "image": judged.image,
         "names": list(judged.names),
         "instances": list(case.claims.instance_ids),
@@ -159,7 +162,7 @@ def decide(
     assert key is not None  # narrowing: without it there is no plaintext
     assert judged.image is not None
     assert case.rule_version is not None
-    return wrap(plaintext, Released(decision, key.version, judged.image, case.rule_version))
+    return wrap(plaintext, Released(decision, key.version, judged.image, case.rule_version, volume))
 
 
 def _attestation(services: Services, session_id: str | None, token: str | None, now: int) -> tuple[str, dict[str, Any]]:
@@ -314,6 +317,7 @@ def _envelope(
         evidence=attested.evidence,
         image=released.image,
         rule=released.rule,
+        volume=released.volume,
         challenged_at=attested.challenged_at,
         released_at=now,
         expires_at=now + ENVELOPE_LIFETIME_MS,

@@ -100,7 +100,8 @@ class Release(NamedTuple):
     """Who got what. `key`: the path; `version`: the key's. `session`: SHA-256 of the session's id in hex. `nonce`: the
     challenge's text. `tee_pubkey`: RFC 7638 thumbprint of the guest's key. `decision`: id of the ledger's line.
     `evidence`: SHA-256 of the canonical primary evidence in hex. `image`: the approved image that fitted. `rule`: the
-    version of the release rule. Times in milliseconds since the epoch, by the broker's clock. `sha256`: of the secret,
+    version of the release rule. `volume`: the pin of the one LUKS2 volume that the key is for, SHA-256 in hex, None if
+    the owner has pinned none. Times in milliseconds since the epoch, by the broker's clock. `sha256`: of the secret,
     in hex; for its sake a statement is as secret as the key.
     """
 
@@ -113,6 +114,7 @@ class Release(NamedTuple):
     evidence: str
     image: str
     rule: int | None
+    volume: str | None
     challenged_at: int
     released_at: int
     expires_at: int
@@ -129,10 +131,16 @@ class Release(NamedTuple):
         for name, pattern in _TEXTS.items():
             if not isinstance(members[name], str) or not pattern.match(members[name]):
                 raise ProtocolError(f"the release's {name} is malformed")
+        if members["volume"] is not None and not _is_hex(members["volume"]):
+            raise ProtocolError("the release's volume is malformed")
         for name in _NUMBERS + (() if members["rule"] is None else ("rule",)):
             if type(members[name]) is not int or not 0 < members[name] <= MAX_INTEGER:
                 raise ProtocolError(f"the release's {name} is no positive whole number")
         return cls(**members)
+
+
+def _is_hex(value: object) -> bool:
+    return isinstance(value, str) and _HEX.match(value) is not None
 
 
 # --- the broker's keys ---

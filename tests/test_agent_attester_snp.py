@@ -453,7 +453,7 @@ def test_a_guest_gets_its_key(tmp_path: Path) -> None:
     """auth, attest, resource with SNP evidence, over either interface."""
     for kernel in (FakeKernel(), FakeKernel(tsm=False)):
         with FakeKbs({str(PATH): b"key"}) as kbs, attester(kernel) as one:
-            assert fetch(Settings((kbs.url,), broker_keys=pin(tmp_path)), one, PATH, Deadline(5)) == b"key"
+            assert fetch(Settings((kbs.url,), broker_keys=pin(tmp_path)), one, PATH, Deadline(5)).secret == b"key"
             request = Request.from_bytes(kbs.asked("auth")[0].body)
         assert (request.tee, request.resource, request.tpm) == (Tee.SNP, PATH, None)
 

@@ -75,7 +75,7 @@ def ask(house: House, attester: SnpAttester, between: Callable[[Any], Any] = lam
     pinned = house.directory / "broker-keys.json"
     pinned.write_bytes(strictjson.compact(house.services.signer.jwks()))
     with Served(between(create_app(house.services))) as broker:
-        return fetch(Settings((broker.url,), broker_keys=str(pinned)), attester, PATH, Deadline(10))
+        return fetch(Settings((broker.url,), broker_keys=str(pinned)), attester, PATH, Deadline(10)).secret
 
 
 @pytest.mark.parametrize("tsm", [True, False])

@@ -18,6 +18,7 @@ from agent import cli, doctor, unlock
 from agent.cli import main
 from agent.config import Settings
 from agent.doctor import Finding, examine, table
+from agent.release import Opened
 from keys import b64
 from keys.errors import (
     AttesterError,
@@ -143,7 +144,7 @@ def run(machine: Machine, *arguments: str) -> int:
 def test_unlock_tests_the_key_where_there_is_no_device_mapper(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`unlock` of a real LUKS2 file with the broker's key, and plainly said that nothing was opened."""
+    """`unlock` of a real LUKS2 file: plainly said that nothing was opened, and the broker's pin counts."""
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"")
     os.truncate(disk, 20 << 20)
@@ -151,7 +152,15 @@ def test_unlock_tests_the_key_where_there_is_no_device_mapper(
     subprocess.run(["cryptsetup", "luksFormat", "-q", "--key-file", "-", *slot, str(disk)], input=KEY, check=True)
     monkeypatch.setattr(unlock, "has_device_mapper", lambda: False)
     assert run(machine, "unlock", str(disk), "--key", "o/disk/root") == 0
-    assert "NOT opened: this kernel has no device-mapper" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "NOT opened: this kernel has no device-mapper" in said
+    pin = said.rpartition("roomkey volume pin o/disk/root ")[2].strip()
+    monkeypatch.setitem(machine.kbs.volumes, "o/disk/root", pin)
+    assert run(machine, "unlock", str(disk), "--key", "o/disk/root") == 0
+    assert "volume pin" not in capfd.readouterr().err
+    monkeypatch.setitem(machine.kbs.volumes, "o/disk/root", "ab" * 32)
+    assert run(machine, "unlock", str(disk), "--key", "o/disk/root") == VolumeError.exit_status
+    assert "another volume than the one that the key belongs to" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "name"), [([], "roomkey-root"), (["--name", "data"], "data")])
@@ -210,7 +219,7 @@ def test_a_link_is_not_followed(machine: Machine, tmp_path: Path) -> None:
 def test_a_fetched_key_is_wiped_when_it_cannot_be_written(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens after the fetch, the key's bytes are overwritten."""
     key = bytearray(KEY)
-    monkeypatch.setattr(cli, "_fetch", lambda *_: key)
+    monkeypatch.setattr(cli, "_fetch", lambda *_: Opened(key, None))
     assert run(machine, "get", "o/disk/root", "--output", "/nonexistent/key") == ConfigError.exit_status
     assert not any(key)
 

@@ -61,7 +61,7 @@ class Guest:
         deadline = Deadline(seconds)
         settings = self.settings._replace(brokers=urls)
         with TpmAttester(settings, deadline) as attester:
-            return bytes(fetch(settings, attester, PATH, deadline))
+            return bytes(fetch(settings, attester, PATH, deadline).secret)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_plain_http_on_loopback_needs_no_ca(guest: Guest) -> None:
     with FakeKbs({str(PATH): KEY}) as kbs:
         settings = guest.settings._replace(brokers=(kbs.url,), ca_file="")
         with TpmAttester(settings, Deadline(5)) as attester:
-            assert fetch(settings, attester, PATH, Deadline(5)) == KEY
+            assert fetch(settings, attester, PATH, Deadline(5)).secret == KEY
 
 
 def test_each_attempt_has_its_own_ephemeral_key(guest: Guest) -> None:

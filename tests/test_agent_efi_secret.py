@@ -129,15 +129,15 @@ def test_unlock_opens_with_the_launchs_secret(secrets: Path, tmp_path: Path, mon
     """`unlock` gives the injected key to cryptsetup as it would a broker's."""
     given = []
 
-    def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool) -> Outcome:
-        given.append((device, name, bytes(key)))
-        return Outcome(opened=True, name=name)
+    def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool, pin: str | None) -> Outcome:
+        given.append((device, name, bytes(key), pin))
+        return Outcome(opened=True, name=name, pin="")
 
     monkeypatch.setattr(unlock, "check_volume", lambda _device: None)
     monkeypatch.setattr(unlock, "open_volume", open_volume)
     options = config(tmp_path, f'tee = "sev"\nsecrets = "{secrets}"\n')
     assert main(["unlock", "/dev/vda2", "--key", "o/disk/root", *options]) == 0
-    assert given == [("/dev/vda2", "roomkey-root", KEY)]
+    assert given == [("/dev/vda2", "roomkey-root", KEY, None)]
 
 
 def test_the_secret_is_not_taken_where_it_cannot_be_used(secrets: Path, tmp_path: Path) -> None:

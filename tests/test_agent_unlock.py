@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from agent import unlock
-from agent.unlock import Outcome, has_device_mapper, open_volume, volume_name
+from agent.unlock import has_device_mapper, open_volume, volume_name
 from keys.errors import ConfigError, VolumeError
 from keys.secrecy import forbid_core_dumps
 from tests.fakes.luks import rewrite, write
@@ -75,7 +75,7 @@ def disk(tmp_path: Path) -> str:
 def test_the_right_key_opens_a_real_volume(volume: Path) -> None:
     """A binary key with newlines and NULs is taken whole, and wiped afterwards."""
     key = bytearray(KEY)
-    assert open_volume(str(volume), "root", key, device_mapper=False) == Outcome(opened=False, name="root")
+    assert open_volume(str(volume), "root", key, device_mapper=False)[:2] == (False, "root")
     assert key == bytearray(len(KEY))
 
 
@@ -87,6 +87,18 @@ def test_the_wrong_key_does_not(volume: Path, wrong: bytes) -> None:
     with pytest.raises(VolumeError, match="does not open"):
         open_volume(str(volume), "root", key, device_mapper=False)
     assert key == bytearray(len(wrong))
+
+
+@needs_cryptsetup
+def test_another_volume_gets_no_key(volume: Path, disk: str) -> None:
+    """The volume with the pin opens; another one is refused before cryptsetup sees the key, which is wiped."""
+    key = bytearray(KEY)
+    pin = open_volume(str(volume), "root", key, device_mapper=False).pin
+    assert open_volume(str(volume), "root", bytearray(KEY), device_mapper=False, pin=pin).pin == pin
+    key = bytearray(KEY)
+    with pytest.raises(VolumeError, match="another volume"):
+        open_volume(disk, "root", key, device_mapper=False, pin=pin)
+    assert key == bytearray(len(KEY))
 
 
 @needs_cryptsetup
@@ -134,7 +146,7 @@ def test_cryptsetup_gets_the_key_on_standard_input_only(
         outcome = open_volume(disk, "root", bytearray(KEY), device_mapper=device_mapper)
     finally:
         del os.environ["ROOMKEY_TEST_SECRET"]
-    assert outcome == Outcome(device_mapper, "root")
+    assert outcome[:2] == (device_mapper, "root")
     assert (fake / "stdin").read_bytes() == KEY
     said = [re.sub(r"^/proc/self/fd/[0-9]+$", "COPY", word.replace(disk, "DISK"))
             for word in (fake / "argv").read_text().splitlines()]  # fmt: skip

@@ -83,6 +83,38 @@ def test_a_denial_names_the_changed_kernel_and_its_mend(desk: Desk, evidence: Pa
     assert any(check["verdict"] == "failed" for check in trace)
 
 
+# --- volumes ---
+
+
+def test_a_key_is_for_one_volume(desk: Desk) -> None:
+    """Pinned, listed, unpinned: each change is in the record."""
+    desk.run("key", "generate", KEY)
+    assert "roomkey volume pin" in desk.run("volume", "list").stdout
+    assert "opens this one only" in desk.run("volume", "pin", KEY, "12" * 32, "--why", "as formatted").stderr
+    [volume] = desk.json("volume", "list")
+    assert (volume["path"], volume["pin"]) == (KEY, "12" * 32)
+    assert "12" * 32 in desk.run("volume", "list").stdout
+    desk.run("volume", "unpin", KEY)
+    assert desk.json("volume", "list") == []
+    lines = desk.json("decision", "list", "--kind", "change")["decisions"]
+    assert [line["verdict"] for line in lines if line["subject"].startswith("volume/")] == ["deleted", "put"]
+
+
+@pytest.mark.parametrize(("pin", "status"), [("12", 10), ("AB" * 32, 10), ("12" * 33, 10)])
+def test_what_is_no_pin_is_refused(desk: Desk, pin: str, status: int) -> None:
+    """64 lower-case hex digits, and nothing is changed by anything else."""
+    desk.run("key", "generate", KEY)
+    assert "luks check" in desk.run("volume", "pin", KEY, pin, status=status).stderr
+    assert desk.json("volume", "list") == []
+
+
+def test_only_an_owners_own_key_has_a_volume(desk: Desk) -> None:
+    """There must be the key, and nothing is unpinned that was not pinned."""
+    assert "roomkey key put" in desk.run("volume", "pin", KEY, "12" * 32, status=15).stderr
+    desk.run("volume", "unpin", KEY, status=15)
+    desk.run("volume", "pin", "globex/disk/root", "12" * 32, status=15)
+
+
 # --- keys ---
 
 

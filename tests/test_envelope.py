@@ -40,6 +40,7 @@ RELEASED = Release(
     evidence="cd" * 32,
     image="debian-12@4",
     rule=7,
+    volume="12" * 32,
     challenged_at=1_000_000,
     released_at=1_002_000,
     expires_at=1_302_000,
@@ -297,7 +298,7 @@ def test_any_changed_bit_is_refused(data: st.DataObject) -> None:
 
 def test_a_release_comes_back() -> None:
     """What the broker writes the agent reads, with or without a rule's version."""
-    for released in (RELEASED, RELEASED._replace(rule=None)):
+    for released in (RELEASED, RELEASED._replace(rule=None), RELEASED._replace(volume=None)):
         assert Release.from_json(json.loads(strictjson.canonical(released.to_json()))) == released
 
 
@@ -308,7 +309,7 @@ def test_a_release_has_all_members(name: str) -> None:
     with pytest.raises(ProtocolError, match=name):
         Release.from_json({other: value for other, value in members.items() if other != name})
     strange: list[object] = [[], {}, True, 1.5, "", "é", "a b", "x" * 500, 0, -1, 1 << 53, f"{members[name]}\n"]
-    for value in strange if name == "rule" else [*strange, None]:
+    for value in strange if name in {"rule", "volume"} else [*strange, None]:
         with pytest.raises(ProtocolError):
             Release.from_json(members | {name: value})
 

@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> Settings:
 def get(settings: Settings, kbs: FakeKbs, **demands: Any) -> bytes:
     """The real agent, with an SNP report of its own."""
     with SnpAttester(settings, Deadline(10), FakeKernel()) as attester:
-        return bytes(fetch(settings._replace(brokers=(kbs.url,)), attester, PATH, Deadline(10), **demands))
+        return bytes(fetch(settings._replace(brokers=(kbs.url,)), attester, PATH, Deadline(10), **demands).secret)
 
 
 def test_the_good_envelope_passes(settings: Settings) -> None:
@@ -334,7 +334,7 @@ def test_a_broker_without_envelopes_is_passed_over(settings: Settings) -> None:
         assert "unsafe_plain_kbs" in (caught.value.mend or "")
         with SnpAttester(settings, Deadline(10), FakeKernel()) as attester:
             both = settings._replace(brokers=(plain.url, good.url))
-            assert fetch(both, attester, PATH, Deadline(10)) == SECRET
+            assert fetch(both, attester, PATH, Deadline(10)).secret == SECRET
 
 
 # --- the ticket ---

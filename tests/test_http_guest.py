@@ -17,6 +17,7 @@ from werkzeug.test import TestResponse
 from broker import tokens
 from broker.config import Limits
 from broker.http import guest as guest_calls
+from broker.store.protocols import RecordKind
 from keys import envelope, jwe
 from keys.envelope import Release
 from keys.errors import Unavailable
@@ -98,6 +99,20 @@ def test_who_accepts_an_envelope_gets_one(front: Front, tpm: FakeTpm) -> None:
         secret, release = opened(guest, front.fetch(PATH, accept=envelope.MEDIA_TYPE, **way), front)
         assert (secret, release.key, release.session) == (SECRET, PATH, name)
         assert release.decision == front.house.lines("acme", "release")[0].id
+
+
+def test_the_envelope_names_the_volume_that_is_pinned(front: Front, tpm: FakeTpm) -> None:
+    """None before the owner has pinned one, then that one, and none again; the line has what was said."""
+    told = []
+    for body in (None, {"pin": "12" * 32}, None):
+        if told:
+            front.house.put(RecordKind.VOLUME, "acme", "disk/root", body)
+        guest = Guest(tpm, declare=True)
+        cookie, _ = front.attest(guest, PATH)
+        _, release = opened(guest, front.fetch(PATH, accept=envelope.MEDIA_TYPE, cookie=cookie), front)
+        told.append(release.volume)
+        assert front.house.lines("acme", "release")[0].body["volume"] == release.volume
+    assert told == [None, "12" * 32, None]
 
 
 @pytest.mark.parametrize(

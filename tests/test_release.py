@@ -525,6 +525,7 @@ def test_who_asks_for_an_envelope_gets_the_brokers_word_with_the_key(house: Hous
         "evidence": line.body["evidence"],
         "image": "debian@1",
         "rule": 1,
+        "volume": None,
         "challenged_at": house.now,
         "released_at": house.now,
         "expires_at": house.now + release.ENVELOPE_LIFETIME_MS,

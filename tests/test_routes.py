@@ -81,6 +81,7 @@ def test_owners_route_of_another_owner(front: Front, route: Route) -> None:
     bodies: dict[str, object] = {
         "put_key": {"key": "AAAA"},
         "put_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
+        "pin_volume": {"pin": "12" * 32},
         "try_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
     }
     owner, other = front.owner("acme"), front.owner("globex")

@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {  # heading -> name -> module
     "Owning keys": {
         "identity": ("broker.cli.identity:identity", "Make and show your identity."),
         "key": ("broker.cli.key:key", "Put, generate, list, rotate and destroy keys."),
+        "volume": ("broker.cli.volume:volume", "Pin the volume that a key is for."),
         "image": ("broker.cli.image:image", "Approve images: what a good guest has booted."),
         "rule": ("broker.cli.rule:rule", "Say which images and instances may have a key."),
         "instance": ("broker.cli.instance:instance", "Enrol the guests' hardware identities."),

@@ -27,9 +27,11 @@ from broker.http import (
     owner_keys,
     owner_records,
     owner_try,
+    owner_volumes,
     sev,
     sev_types,
     types,
+    volume_types,
 )
 from broker.owners import Role
 
@@ -89,6 +91,7 @@ def _owner(
 
 
 _KEY = "/v1/keys/{owner}/{type}/{tag}"
+_VOLUME = "/v1/volumes/{owner}/{type}/{tag}"
 _RULE = "/v1/rules/{owner}/{type}/{tag}"
 _IMAGE = "/v1/images/{name}"
 _GUEST = "/v1/guests/{name}"
@@ -122,6 +125,13 @@ ROUTES: tuple[Route, ...] = (
     _owner("POST", _KEY + "/rotate", owner_keys.rotate_key, "Let the broker make the next version, as long as the last",
            types.Change, types.KeySummary, 201),
     _owner("DELETE", _KEY, owner_keys.destroy_key, "Erase all versions of a key", types.Change, types.Destroyed),
+    _owner("GET", "/v1/volumes", owner_volumes.list_volumes, "List the volumes that keys are for", None,
+           volume_types.Volumes),
+    _owner("GET", _VOLUME, owner_volumes.show_volume, "Show the volume that a key is for", None, volume_types.Volume),
+    _owner("PUT", _VOLUME, owner_volumes.pin_volume, "Say which volume a key is for", volume_types.PinVolume,
+           volume_types.Volume, 201),
+    _owner("DELETE", _VOLUME, owner_volumes.unpin_volume, "Let a key open any volume again", types.Change,
+           types.Deleted),
     _owner("GET", "/v1/images", owner_images.list_images, "List images", None, image_types.Images,
            roles=ALSO_PROPOSER),
     _owner("GET", _IMAGE, owner_images.show_image, "Show an image", types.VersionQuery, image_types.Image,

@@ -125,6 +125,7 @@ class RecordKind(StrEnum):
     INSTANCE = "instance"
     IMAGE_STATE = "image-state"  # of one version, called NAME@VERSION
     DISTRUST = "distrust"
+    VOLUME = "volume"  # what is known of the volume that a key opens, called as the key's rule is
     SHADOW = "shadow"  # a rule that is evaluated beside the live one, called as that is
 
 

@@ -70,13 +70,15 @@ class _Session:
 
 
 class FakeKbs:
-    """`keys`: path -> bytes, `versions` of those that are not 1. `script["attest"]` is played, one a request, before
-    the right answers. `forge` makes what is wrapped to the guest's key: a man in the middle can wrap whatever he likes.
+    """`keys`: path -> bytes, `versions` of those that are not 1, `volumes` the pins. `script["attest"]` is played, one
+    a request, before the right answers. `forge` makes what is wrapped to the guest's key: a man in the middle can wrap
+    whatever he likes.
     """
 
     def __init__(self, keys: dict[str, bytes], tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.keys = keys
         self.versions: dict[str, int] = {}
+        self.volumes: dict[str, str] = {}
         self.forge: Forge = honest
         self.cookie = ""  # that goes with the key
         self.script: dict[str, list[Script]] = defaultdict(list)
@@ -167,6 +169,7 @@ class FakeKbs:
             evidence=session.evidence,
             image="debian@1",
             rule=1,
+            volume=self.volumes.get(path),
             challenged_at=session.challenged_at,
             released_at=now,
             expires_at=now + envelope.MAX_LIFETIME_MS,
