@@ -57,6 +57,8 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
     if settings.tee is Tee.SEV:  # its one key is gone once it was taken: nothing may be in the way then
         unlock.check_volume(options.device)
     key, _, pin = _fetch(options, settings, path)
+    if options.cap:
+        _cap_or_wipe(settings, key)
     outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper(), pin=pin)
     if outcome.opened:
         _say(f"opened {options.device} as /dev/mapper/{outcome.name}")
@@ -64,6 +66,26 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
         _say(f"the key fits {options.device}; NOT opened: this kernel has no device-mapper")
     if pin is None and settings.tee is not Tee.SEV:  # whose launch brings bare bytes
         _say(f"nobody knows which volume it should be: roomkey volume pin {path} {outcome.pin}")
+    return 0
+
+
+def _cap_or_wipe(settings: Settings, key: bytearray) -> None:
+    """Before the key is used: where capping fails, what runs later could ask as this."""
+    from agent.cap import cap  # noqa: PLC0415
+    from keys.secrecy import wipe  # noqa: PLC0415
+
+    try:
+        cap(settings, Deadline(settings.timeout))
+    except RoomkeyError:
+        wipe(key)
+        raise
+
+
+def _cap(_options: argparse.Namespace, settings: Settings) -> int:
+    from agent.cap import PCR, cap  # noqa: PLC0415
+
+    cap(settings, Deadline(settings.timeout))
+    _say(f"PCR {PCR} is capped: until the next boot no image with once-per-boot lets this machine in")
     return 0
 
 
@@ -267,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     unlock.add_argument("device", metavar="DEVICE|FILE")
     unlock.add_argument("--key", metavar="OWNER/TYPE/TAG", required=True)
     unlock.add_argument("--name", help="for /dev/mapper (default: roomkey-TAG)")
+    unlock.add_argument("--cap", action="store_true", help="then let no later code of this boot ask as this one")
     unlock.set_defaults(run=_unlock)
 
     get = commands.add_parser("get", parents=[common, asking], help="get a key")
@@ -282,6 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[common], help="see what would keep this machine from its key")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
+
+    cap = commands.add_parser("cap", parents=[common], help="let no later code of this boot ask as the earlier one")
+    cap.set_defaults(run=_cap)
 
     luks = commands.add_parser("luks", help="judge a LUKS2 header, without a key and without a broker")
     check = luks.add_subparsers(required=True, metavar="STEP").add_parser("check", help="what is it, and is it sound?")

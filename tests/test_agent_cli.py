@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from agent import cli, doctor, unlock
+from agent.cap import EVENT, PCR
 from agent.cli import main
 from agent.config import Settings
 from agent.doctor import Finding, examine, table
 from agent.release import Opened
+from agent.tpm2_marshal import HASHES
 from keys import b64
 from keys.errors import (
     AttesterError,
@@ -449,6 +452,47 @@ def test_errors_keep_their_exit_statuses(machine: Machine) -> None:
     machine.kbs.script["auth"] += 50 * [raw(503, b"", "Retry-After: 99\r\n")]
     assert main(["get", "o/disk/root", *options, "--output", "/x"]) == Unavailable.exit_status
     machine.kbs.script["auth"].clear()
+
+
+# --- once in a boot ---
+
+
+def test_a_capped_boot_shows(machine: Machine, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`cap` extends PCR 15 in every bank; `unlock --cap` does so before it uses the key."""
+
+    def fifteen() -> dict[int, bytes]:
+        with machine.tpm.open() as tpm:
+            return {bank: tpm.pcr_read(bank, [PCR])[PCR] for bank in tpm.banks()}
+
+    machine.tpm.reset()
+    machine.tpm.measure_boot(Boot(), machine.directory / "log")
+    before = fifteen()
+    assert not any(any(value) for value in before.values())
+    assert run(machine, "unlock", str(tmp_path / "none"), "--key", "o/disk/root", "--cap") == VolumeError.exit_status
+    once = fifteen()
+    assert run(machine, "cap") == 0
+    assert "PCR 15 is capped" in capfd.readouterr().err
+    for bank, value in once.items():
+        event = hashlib.new(HASHES[bank], EVENT).digest()
+        assert value == hashlib.new(HASHES[bank], before[bank] + event).digest()
+        assert fifteen()[bank] == hashlib.new(HASHES[bank], value + event).digest()
+    machine.tpm.reset()
+    machine.tpm.measure_boot(Boot(), machine.directory / "log")
+
+
+def test_without_the_cap_the_key_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TPM that cannot be capped ends it: the key is wiped and no volume is opened."""
+    key = bytearray(KEY)
+    monkeypatch.setattr(cli, "_fetch", lambda *_: Opened(key, None))
+    monkeypatch.setattr("agent.tpm2.Tpm.banks", lambda _tpm: [0x12])
+    monkeypatch.setattr(unlock, "open_volume", lambda *_, **__: pytest.fail("a volume was opened"))
+    assert run(machine, "unlock", "/dev/vda2", "--key", "o/disk/root", "--cap") == AttesterError.exit_status
+    assert not any(key)
+
+
+def test_only_a_tpm_is_capped(machine: Machine) -> None:
+    """A machine without one is told so."""
+    assert run(machine, "cap", "--tee", "snp") == ConfigError.exit_status
 
 
 # --- a header, judged alone ---

@@ -83,6 +83,24 @@ def test_a_denial_names_the_changed_kernel_and_its_mend(desk: Desk, evidence: Pa
     assert any(check["verdict"] == "failed" for check in trace)
 
 
+def test_a_guest_asks_once_in_a_boot(desk: Desk, tpm: FakeTpm, evidence: Path, tmp_path: Path) -> None:
+    """With --once-per-boot the evidence of a running, capped system makes an image that lets it in before the cap."""
+    desk.run("key", "generate", KEY)
+    desk.run("instance", "add", "web-1", "--from", evidence)
+    tpm.cap()
+    running = write_evidence(tmp_path / "running.json", tpm)
+    desk.run("image", "enrol", "debian-12", "--from", running, "--once-per-boot", "--yes")
+    desk.run("rule", "set", KEY, "--image", "debian-12", "--instance", "web-1")
+    with pytest.raises(ReleaseDenied) as denied:
+        desk.ask(tpm)
+    assert "PCR 15" in desk.run("decision", "show", denied.value.decision).stdout
+    tpm.boot(Boot())
+    assert desk.ask(tpm)
+    tpm.cap()
+    with pytest.raises(ReleaseDenied):
+        desk.ask(tpm)
+
+
 # --- volumes ---
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from broker.appraisal.image_text import events, head, start_locality, string
 from broker.appraisal.image_tpm import MAX_EVENTS, MAX_TYPE_CHARS, MAX_WHAT_CHARS
@@ -16,15 +17,28 @@ from keys.tee import Tee
 _TCB = "reported_tcb_"
 
 
-def enrol_image(claims: Claims, pcrs: Iterable[int] = (), *, bank: str = "sha256", description: str = "") -> str:
+CAPPED_PCR = 15  # which `roomkey-agent cap` extends
+
+
+def enrol_image(
+    claims: Claims,
+    pcrs: Iterable[int] = (),
+    *,
+    bank: str = "sha256",
+    description: str = "",
+    once_per_boot: bool = False,
+) -> str:
     """TOML of an image that accepts exactly this evidence: of a platform with a TPM its `pcrs`, of SEV-SNP the launch
     digest, and HOST_DATA where the host gave any. What could be demanded besides is there as comments.
 
+    With `once_per_boot` PCR 15 must be zero, whatever it was in the evidence, which may come from a running system.
     Where the evidence's log leads to a PCR's value, its events are written too, so that a later difference can be
     named. Raises ProtocolError for a PCR that the evidence lacks or that no image may name, and for a platform whose
     evidence is not enrolled.
     """
     first = head(claims.tee, description)
+    if once_per_boot:
+        claims, pcrs = _uncapped(claims, bank), [*pcrs, CAPPED_PCR]
     match claims.tee:
         case Tee.TPM:
             lines, sequences = _tpm(claims, pcrs, bank)
@@ -39,6 +53,17 @@ def enrol_image(claims: Claims, pcrs: Iterable[int] = (), *, bank: str = "sha256
         text = "\n".join(first + lines) + "\n"
     parse_image(text)
     return text
+
+
+def _uncapped(claims: Claims, bank: str) -> Claims:
+    """The evidence as it was before PCR 15 was extended."""
+    register = f"{bank}:{CAPPED_PCR}"
+    known = claims.measurements.get(register, "")
+    return replace(
+        claims,
+        measurements={**claims.measurements, register: "0" * len(known)} if known else claims.measurements,
+        events=tuple(event for event in claims.events if event.register != register),
+    )
 
 
 def logged_events(claims: Claims, register: str) -> tuple[ExpectedEvent, ...]:

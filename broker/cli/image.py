@@ -102,6 +102,11 @@ def put(client: Caller, name: str, file: Path, propose: bool, why: str) -> None:
     metavar="N,N,...",
     help="Which PCRs the image names. [default: 0,2,4,7, and 8 to 14 as far as this boot uses them]",
 )
+@click.option(
+    "--once-per-boot",
+    is_flag=True,
+    help="Let a guest in only before `roomkey-agent cap`, or `unlock --cap`, in each boot: PCR 15 must be zero.",
+)
 @endorsement_files
 @floors_file
 @click.option("--draft", is_flag=True, help="Print the draft and stop.")
@@ -109,8 +114,8 @@ def put(client: Caller, name: str, file: Path, propose: bool, why: str) -> None:
 @why
 @as_owner
 def enrol(
-    client: Caller, name: str, file: Path, pcrs: tuple[int, ...] | None, endorsements: tuple[Path, ...],
-    floors: Path | None, draft: bool, yes: bool, why: str,
+    client: Caller, name: str, file: Path, pcrs: tuple[int, ...] | None, once_per_boot: bool,
+    endorsements: tuple[Path, ...], floors: Path | None, draft: bool, yes: bool, why: str,
 ) -> None:  # fmt: skip
     """Make an image of what one guest has booted, and store it as the next version of NAME once you say yes.
 
@@ -119,11 +124,11 @@ def enrol(
       roomkey image enrol debian-12 --from guest.json --why "kernel 6.1.0-31"
     """
     evidence = read_evidence(file)
-    if pcrs is not None and evidence.tee is Tee.SNP:
-        raise click.UsageError("An SEV-SNP report has no PCRs: leave --pcrs out.")
+    if evidence.tee is Tee.SNP and (pcrs is not None or once_per_boot):
+        raise click.UsageError("An SEV-SNP report has no PCRs: leave --pcrs and --once-per-boot out.")
     claims = claims_in(evidence, endorsements, floors)
     chosen = default_pcrs(claims.measurements) if pcrs is None else pcrs
-    text = enrol_image(claims, chosen, description=f"enrolled from {file.name}")
+    text = enrol_image(claims, chosen, description=f"enrolled from {file.name}", once_per_boot=once_per_boot)
     for line in text.splitlines():
         click.echo(printable(line))
     if draft:

@@ -104,6 +104,10 @@ class FakeTpm:
         self.events.append(event)
         self.pcrs[event.pcr] = hashlib.sha256(self.pcrs[event.pcr] + event.digest(BANK)).digest()
 
+    def cap(self) -> None:
+        """What `roomkey-agent cap` does; no log has it."""
+        self.pcrs[15] = hashlib.sha256(self.pcrs[15] + hashlib.sha256(b"roomkey cap v1").digest()).digest()
+
     def quote(self, qualifying_data: bytes) -> tuple[bytes, bytes]:
         """TPMS_ATTEST over all 24 PCRs of the SHA-256 bank, and its TPMT_SIGNATURE."""
         self.clock += 10
