@@ -29,7 +29,8 @@ def check_replays(services: Services) -> None:
     owners = ["", *(record.name for record in services.store.records(RecordKind.OWNER, ""))]
     for owner in owners:
         for entry in services.store.entries(owner, kinds=(ledger.ATTEST, ledger.RELEASE), limit=MOST):
-            if any(check["name"] == A_FAULT_OF_OUR_OWN for check in entry.body["trace"]):
+            checks = entry.body.get("trace")  # made-up lines of tests about the ledger have none
+            if checks is None or any(check["name"] == A_FAULT_OF_OUR_OWN for check in checks):
                 continue
             try:
                 again = replayed(entry, services)
