@@ -8,7 +8,8 @@
  (4) Custody opens the key; it must fit into what carries it. Which volume it is for is looked up.
  (5) What only one guest may have is taken: the lease, where the rule forbids clones, and the ticket. Who comes second
      is denied.
- (6) The line in the ledger is durable. What the decision changes about the guest follows.
+ (6) The line in the ledger is durable, with what a shadow of the rule says of the same case (`broker.shadow`). What the
+     decision changes about the guest follows.
  (7) The key is wrapped to the key that the evidence was bound to, and for a session that declared a TPM with the
      activation secret besides, which only that TPM opened. Who asked for it gets the key in a release envelope, signed
      by the broker (`keys.envelope`).
@@ -33,6 +34,7 @@ from broker.appraisal.judge import Judged, judge
 from broker.claims import Claims
 from broker.gather import Attested, gather, lease_name, pinned_volume, with_others
 from broker.services import Services
+from broker.shadow import beside
 from broker.store.protocols import Record, RecordKind, StoredKey
 from broker.trace import Stage, Trace
 from keys import envelope, jwe, jwk
@@ -145,6 +147,7 @@ def decide(
         "clock": clock_mark(case.clock, case.claims, case.attested_at) if judged.steady else case.clock,
         "act": str(judged.act),
         "guest": judged.guest,
+        "shadow": beside(case, verified, judged.allowed, services.store),
         "case": case.to_json(whole=False),
         "verified": len(verified.checks),
         "trace": trace.to_json(),

@@ -13,11 +13,10 @@ Nothing is changed, and nobody is enrolled, quarantined or released to by this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from broker import ledger
 from broker.appraisal.case import Case, KnownGuest
 from broker.appraisal.distrust import Distrust
 from broker.appraisal.image_life import KnownImage
@@ -26,14 +25,11 @@ from broker.appraisal.judge import judge
 from broker.appraisal.rules import Rule, rule_name
 from broker.claims import Claims
 from broker.gather import distrusted, known_guest, rule_images
+from broker.requests import Requests
 from broker.store.protocols import LedgerEntry, RecordKind, Store
 from broker.trace import Trace
 from keys.errors import NotFound
 from keys.messages import ResourcePath
-
-DAY_MS = 24 * 3600 * 1000
-PAGE = 500  # decisions read at once
-MAX_DECISIONS = 20_000  # of one report; the newest
 
 
 class Candidate(NamedTuple):
@@ -57,18 +53,22 @@ class Turned(NamedTuple):
 
 @dataclass(slots=True)
 class Report:
-    """`looked_at`: decisions of the time; `judged`: those that the candidate could touch."""
+    """`looked_at`: decisions of the time; `judged`: those that the candidate could touch. `truncated`: there were more
+    than one report looks at.
+    """
 
     looked_at: int = 0
     judged: int = 0
     refused: list[Turned] = field(default_factory=list)
     let_in: list[Turned] = field(default_factory=list)
+    truncated: bool = False
 
 
 def what_if(owner: str, candidate: Candidate, store: Store, *, since: int, now: int) -> Report:
     """Who would newly be refused or let in, of those who asked since `since` (milliseconds). Raises Unavailable."""
+    requests = Requests(owner, store, since)
     report, settings = Report(), _Settings(owner, candidate, store, now)
-    for entry in _entries(owner, store, since):
+    for entry in requests:
         report.looked_at += 1
         terms = settings.of(entry.body["key"])
         if terms is None:
@@ -83,6 +83,7 @@ def what_if(owner: str, candidate: Candidate, store: Store, *, since: int, now: 
             reason = "" if after else trace.failed[0].name
             turned = Turned(entry.id, entry.at, entry.body["key"], entry.subject, reason)
             (report.let_in if after else report.refused).append(turned)
+    report.truncated = requests.truncated
     return report
 
 
@@ -133,17 +134,6 @@ class _Settings:
 
     def _images(self, rule: Rule | None, candidates: Mapping[str, Image]) -> tuple[KnownImage, ...]:
         return () if rule is None else rule_images(self._owner, rule, self._store, self._now, candidates)
-
-
-def _entries(owner: str, store: Store, since: int) -> Iterator[LedgerEntry]:
-    """The newest first, at most MAX_DECISIONS."""
-    before = None
-    for _ in range(MAX_DECISIONS // PAGE):
-        page = store.entries(owner, kinds=(ledger.RELEASE,), since=since, before=before, limit=PAGE)
-        yield from page
-        if len(page) < PAGE:
-            return
-        before = page[-1].sequence
 
 
 def _case(entry: LedgerEntry, settings: _Settings, now: int) -> Case:

@@ -2,7 +2,7 @@
 """The life of an image's version: proposed, active, retiring, revoked. What it says never changes, only this does.
 
 proposed    somebody who may only propose put it there; nobody gets a key with it until its owner approves
-active      the newest active version is what a bare name means; older active ones count where a rule names them
+active      the newest version is what a bare name means, if it is active; older ones count where a rule names them
 retiring    it still counts until a time, so that a fleet can be updated; afterwards it is retired and counts no more
 revoked     it counts nowhere
 """
@@ -83,17 +83,20 @@ class KnownImage(NamedTuple):
 
 
 def named_versions(reference: ImageRef, lives: dict[int, Life], newest: int, now: int) -> list[int]:
-    """Which versions of an image `reference` lets in, the newest first: where it names one, that one; else the newest
-    active one and all that are retiring. `lives` are those that were ever changed; all others are active. Versions
-    count from 1 to `newest`.
+    """Which versions of an image `reference` lets in, the newest first: where it names one, that one; else the newest,
+    leaving out what is only proposed, if it is active, and all that are retiring. Where the newest was revoked or has
+    retired, no older one takes its place by itself: its owner may have forgotten what that lets in. `lives` are those
+    that were ever changed; all others are active. Versions count from 1 to `newest`.
     """
     if reference.version is not None:
         life = lives.get(reference.version)
         there = 1 <= reference.version <= newest
         return [reference.version] if there and (life is None or life.usable(now)) else []
-    active = next((v for v in range(newest, 0, -1) if v not in lives or lives[v].state is ImageState.ACTIVE), None)
+    states = {version: life.state for version, life in lives.items()}
+    given = next((v for v in range(newest, 0, -1) if states.get(v) is not ImageState.PROPOSED), None)
+    active = [given] if given is not None and states.get(given, ImageState.ACTIVE) is ImageState.ACTIVE else []
     retiring = [v for v, life in lives.items() if life.state is ImageState.RETIRING and life.usable(now)]
-    return sorted({*retiring, *([] if active is None else [active])}, reverse=True)
+    return sorted({*retiring, *active}, reverse=True)
 
 
 def check_change(reference: str, life: Life, state: ImageState, now: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release rules: for one key, which images it goes to, on which platforms, to which instances.
 
-    images = ["debian-12", "debian-12@3"]   # a bare name: the newest active version, and those that are retiring
+    images = ["debian-12", "debian-12@3"]   # a bare name: the newest version, if active, and those that retire
     platforms = ["tpm"]                     # each by name; "sev" is the weakest, and in no default
     instances = ["web-1", "web-2"]          # or exactly ["enrolled"]: every guest that its owner enrolled for this key;
                                             # or exactly ["any"]: any guest that a configured vendor vouches for

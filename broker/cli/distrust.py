@@ -9,7 +9,7 @@ import click
 
 from broker.appraisal.distrust import KINDS
 from broker.cli.options import as_owner, confirmed, json_flag, why
-from broker.cli.try_report import days
+from broker.cli.try_report import TRUNCATED, days
 from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, table, when
 
@@ -36,6 +36,8 @@ def _put(client: Caller, kind: str, value: str, days: int, yes: bool, why: str) 
         ],
         empty=f"Nobody who got a key in the last {days} days is touched.",
     )
+    if preview["truncated"]:
+        next_step(TRUNCATED)
     if not yes:
         click.confirm(f"\nDistrust {preview['name']}?", abort=True, err=True)
     stored = client.call("PUT", path_of("distrust"), {"kind": kind, "value": value, "why": why})

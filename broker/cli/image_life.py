@@ -148,4 +148,5 @@ def state_of(life: dict[str, Any]) -> str:
 def meaning(name: str, counting: list[int]) -> str:
     """What a rule that names the image without a version lets in."""
     versions = ", ".join(f"{name}@{number}" for number in counting)
-    return f"{name} now means {versions or 'no version: a rule that names it lets nobody in'}"
+    nothing = f"no version: a rule that names it so lets nobody in before the next version, or names one ({name}@N)"
+    return f"{name} now means {versions or nothing}"

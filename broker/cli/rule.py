@@ -4,49 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
 
 import click
 
-from broker.appraisal.rules import ANY, CLONES, ENROLLED, parse_rule
-from broker.cli.options import as_owner, json_flag, key_path, read_text, why
+from broker.appraisal.rules import ANY, ENROLLED
+from broker.cli.options import as_owner, json_flag, key_path, why
+from broker.cli.rule_options import LISTS, body, named_images, named_instances, named_platforms, print_rule, whole_file
+from broker.cli.rule_shadow import shadow
 from broker.cli.try_report import days, print_report
 from broker.owner_client import Caller, path_of
 from broker.terminal import fields, next_step, print_json, table, when
-from keys.errors import NotFound, ProtocolError
 from keys.messages import ResourcePath
-from keys.tee import Tee
-
-LISTS = ("images", "platforms", "instances")
-OPTIONS = ("clones", "lease_s", "sticky_failure", "unsafe_first_use")
-
-
-named_images = click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="NAME[@VERSION]",
-    help="An image that may have the key; without a version the newest active one, and those that retire. [repeatable]",
-)
-named_instances = click.option(
-    "--instance",
-    "instances",
-    multiple=True,
-    metavar="NAME",
-    help="An enrolled instance; `enrolled`: each that you enrolled for this key; `any`: every guest whose hardware's "
-    "maker the broker trusts. [repeatable]",
-)
-named_platforms = click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="TEE",
-    help="A platform. [repeatable; default: those of the images, but never sev; tpm where an image is not there yet]",
-)
-whole_file = click.option(
-    "--file", type=click.Path(path_type=Path), help="The whole rule as TOML, instead of the options above."
-)
 
 
 @click.group()
@@ -57,6 +25,9 @@ def rule() -> None:
     Example:
       roomkey rule set acme/disk/web-root --image debian-12 --instance web-1
     """
+
+
+rule.add_command(shadow)
 
 
 @rule.command("set")
@@ -79,10 +50,10 @@ def set_(
       roomkey rule set acme/disk/web-root --image old --instance rack-3 --platform sev
       roomkey rule set acme/disk/web-root --file rule.toml
     """
-    body = _body(client, images, instances, platforms, file)
-    stored = client.call("PUT", _path(path), body | {"why": why})
+    given = body(client, images, instances, platforms, file)
+    stored = client.call("PUT", _path(path), given | {"why": why})
     click.echo(f"rule of {path}, version {stored['version']}")
-    _print(stored)
+    print_rule(stored)
     if ANY in stored["instances"]:
         next_step("Note: `any` means every machine in the world that boots one of these images on trusted hardware.")
     for kind in ("images", "instances"):
@@ -109,8 +80,8 @@ def try_(
     Example:
       roomkey rule try acme/disk/web-root --image debian-12 --instance enrolled --days 90
     """
-    body = _body(client, images, instances, platforms, file)
-    print_report(client.call("POST", _path(path) + "/try", body | {"days": days}), as_json=as_json)
+    given = body(client, images, instances, platforms, file)
+    print_report(client.call("POST", _path(path) + "/try", given | {"days": days}), as_json=as_json)
 
 
 @rule.command()
@@ -129,7 +100,7 @@ def show(client: Caller, path: ResourcePath, as_json: bool) -> None:
         print_json(shown)
         return
     fields([("rule of", shown["path"]), ("version", shown["version"]), ("set", when(shown["created_at"]))])
-    _print(shown)
+    print_rule(shown)
 
 
 @rule.command("list")
@@ -168,34 +139,6 @@ def delete(client: Caller, path: ResourcePath, why: str) -> None:
     click.echo(f"rule of {path} deleted: nobody gets the key now")
 
 
-def _body(
-    client: Caller, images: tuple[str, ...], instances: tuple[str, ...], platforms: tuple[str, ...], file: Path | None
-) -> dict[str, Any]:
-    """The rule as it is sent. Raises click.UsageError."""
-    if file is not None:
-        if images or instances or platforms:
-            raise click.UsageError("--file holds the whole rule: leave the other options out.")
-        return parse_rule(read_text(file)).to_body()
-    if not images or not instances:
-        raise click.UsageError("A rule names at least one --image and one --instance: what it leaves out is denied.")
-    return {"images": [*images], "platforms": [*platforms] or _platforms(client, images), "instances": [*instances]}
-
-
-def _platforms(client: Caller, images: tuple[str, ...]) -> list[str]:
-    """The platforms of the images, if all are there. SEV is weaker than all others, so it is never chosen unnamed."""
-    found = set()
-    for image in images:
-        name, _, version = image.partition("@")
-        path = path_of("images", name)
-        try:
-            found.add(client.call("GET", f"{path}?{urlencode({'version': version})}" if version else path)["platform"])
-        except (NotFound, ProtocolError):  # not there, or no name, which the broker says when it is given the rule
-            return [str(Tee.TPM)]
-    if str(Tee.SEV) in found:
-        raise click.UsageError("An image is for sev, the weakest platform: say so with --platform sev.")
-    return sorted(found)
-
-
 def _note_unknown(client: Caller, kind: str, named: list[str]) -> None:
     """A rule may come before what it names; a name that was mistyped would deny without a word, so say it."""
     known = {item["name"] for item in client.call("GET", path_of(kind))[kind]} | {ANY, ENROLLED}
@@ -206,10 +149,3 @@ def _note_unknown(client: Caller, kind: str, named: list[str]) -> None:
 
 def _path(path: ResourcePath) -> str:
     return path_of("rules", *path)
-
-
-def _print(rule: dict[str, Any]) -> None:
-    options = {name: rule[name] for name in OPTIONS if rule[name] not in (False, CLONES[0])}
-    if rule["clones"] == CLONES[0]:
-        options.pop("lease_s")
-    fields([*((name, ", ".join(rule[name])) for name in LISTS), *options.items()], indent=2)

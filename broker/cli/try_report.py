@@ -12,11 +12,13 @@ import click
 
 from broker.cli.options import as_owner, json_flag, read_text
 from broker.owner_client import Caller, path_of
-from broker.terminal import print_json, table, when
+from broker.terminal import next_step, print_json, table, when
 
 days = click.option(
     "--days", type=click.IntRange(1, 366), default=30, show_default=True, help="How far back requests are looked at."
 )
+
+TRUNCATED = "Note: there were more requests than one report looks at; these are the newest. Take fewer --days."
 
 
 @click.command("try")
@@ -44,8 +46,15 @@ def print_report(report: dict[str, Any], *, as_json: bool) -> None:
         print_json(report)
         return
     click.echo(f"{report['looked_at']} requests in that time, {report['judged']} of them for keys that this touches.")
+    print_turned(report)
+
+
+def print_turned(report: dict[str, Any]) -> None:
+    """Who would newly be refused or let in."""
     _group("Newly refused", report["refused"], "Nobody would newly be refused.")
     _group("Newly let in", report["let_in"], "Nobody would newly be let in.")
+    if report["truncated"]:
+        next_step("\n" + TRUNCATED)
 
 
 def _group(heading: str, turned: Sequence[dict[str, Any]], nobody: str) -> None:

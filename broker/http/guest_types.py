@@ -116,7 +116,8 @@ class Affected(Struct):
 
 
 class Preview(Struct):
-    """`name`: KIND:VALUE as it is kept."""
+    """`name`: KIND:VALUE as it is kept. `truncated`: there were more releases, which were not looked at."""
 
     name: str
     affected: list[Affected]
+    truncated: bool

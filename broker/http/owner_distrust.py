@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from broker import ledger
 from broker.appraisal.distrust import hit, parse_distrust
 from broker.changes import put_record
 from broker.http import guest_types as types
 from broker.http.call import Call
 from broker.http.types import Change, Deleted
+from broker.requests import DAY_MS, Requests
 from broker.store.protocols import LedgerEntry, Record, RecordKind
-from broker.what_if import DAY_MS, MAX_DECISIONS, PAGE, recorded_claims
+from broker.what_if import recorded_claims
 
 
 def list_distrusted(call: Call, _: None) -> types.AllDistrusted:
@@ -37,7 +35,8 @@ def preview_distrust(call: Call, request: types.PreviewDistrust) -> types.Previe
     """Of each guest and key the newest release of the last days, where it would be refused now."""
     distrust = parse_distrust(request.kind, request.value)
     newest: dict[tuple[str, str], LedgerEntry] = {}
-    for entry in _releases(call, call.now - request.days * DAY_MS):
+    releases = Requests(call.who.owner, call.services.store, call.now - request.days * DAY_MS, ("released",))
+    for entry in releases:
         newest.setdefault((entry.subject, entry.body["key"]), entry)
     affected = []
     for entry in newest.values():
@@ -53,20 +52,7 @@ def preview_distrust(call: Call, request: types.PreviewDistrust) -> types.Previe
                     found=found,
                 )
             )
-    return types.Preview(distrust.name, affected)
-
-
-def _releases(call: Call, since: int) -> Iterator[LedgerEntry]:
-    """The newest first."""
-    before = None
-    for _ in range(MAX_DECISIONS // PAGE):
-        page = call.services.store.entries(
-            call.who.owner, kinds=(ledger.RELEASE,), verdicts=("released",), since=since, before=before, limit=PAGE
-        )
-        yield from page
-        if len(page) < PAGE:
-            return
-        before = page[-1].sequence
+    return types.Preview(distrust.name, affected, releases.truncated)
 
 
 def _record(call: Call, name: str, body: dict[str, str] | None) -> Record:

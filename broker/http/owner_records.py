@@ -18,17 +18,17 @@ from keys.errors import Conflict, NotFound
 
 
 def list_rules(call: Call, _: None) -> types.Rules:
-    return types.Rules([_rule(record) for record in _records(call, RecordKind.RULE)])
+    return types.Rules([rule_answer(record) for record in _records(call, RecordKind.RULE)])
 
 
 def show_rule(call: Call, _: None) -> types.Rule:
-    return _rule(call.services.store.record(RecordKind.RULE, call.who.owner, rule_name(call.path)))
+    return rule_answer(call.services.store.record(RecordKind.RULE, call.who.owner, rule_name(call.path)))
 
 
 def put_rule(call: Call, request: types.PutRule) -> types.Rule:
     name = rule_name(call.path)
     rule = read_rule({key: value for key, value in msgspec.to_builtins(request).items() if key != "why"})
-    return _rule(_put(call, RecordKind.RULE, name, rule.to_body(), why=request.why))
+    return rule_answer(_put(call, RecordKind.RULE, name, rule.to_body(), why=request.why))
 
 
 def delete_rule(call: Call, request: types.Change) -> types.Deleted:
@@ -103,7 +103,7 @@ def _body(record: Record) -> dict[str, Any]:
     return record.body or {}  # never None: the store hands out no deleted records
 
 
-def _rule(record: Record) -> types.Rule:
+def rule_answer(record: Record) -> types.Rule:
     rule = Rule.from_body(_body(record)).to_body()
     return types.Rule(
         path=f"{record.owner}/{record.name}",

@@ -10,6 +10,7 @@ from broker.appraisal.images import parse_image
 from broker.appraisal.rules import check_name, read_rule
 from broker.http import types
 from broker.http.call import Call
+from broker.requests import DAY_MS
 
 
 def try_rule(call: Call, request: types.TryRule) -> types.TryReport:
@@ -24,7 +25,7 @@ def try_image(call: Call, request: types.TryImage) -> types.TryReport:
 
 
 def _report(call: Call, candidate: what_if.Candidate, days: int) -> types.TryReport:
-    since = call.now - days * what_if.DAY_MS
+    since = call.now - days * DAY_MS
     found = what_if.what_if(call.who.owner, candidate, call.services.store, since=since, now=call.now)
     refused, let_in = ([types.Turned(*turned) for turned in turneds] for turneds in (found.refused, found.let_in))
-    return types.TryReport(found.looked_at, found.judged, refused, let_in)
+    return types.TryReport(found.looked_at, found.judged, refused, let_in, found.truncated)

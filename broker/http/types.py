@@ -183,12 +183,15 @@ class Turned(Struct):
 
 
 class TryReport(Struct):
-    """Of the decisions of the time (`looked_at`), `judged` are those that the candidate can touch."""
+    """Of the decisions of the time (`looked_at`), `judged` are those that the candidate can touch. `truncated`: there
+    were more of them, which were not looked at.
+    """
 
     looked_at: int
     judged: int
     refused: list[Turned]
     let_in: list[Turned]
+    truncated: bool
 
 
 class Instance(Struct):
