@@ -83,6 +83,7 @@ def test_owners_route_of_another_owner(front: Front, route: Route) -> None:
         "put_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
         "pin_volume": {"pin": "12" * 32},
         "put_shadow": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
+        "lint_candidate": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
         "try_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
     }
     owner, other = front.owner("acme"), front.owner("globex")

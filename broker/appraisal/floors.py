@@ -11,7 +11,7 @@ from broker.appraisal.image_snp import floors_of
 from broker.appraisal.images import Image
 from broker.claims import Claims
 from broker.trace import Stage, Trace
-from broker.verifiers.snp_floors import check_floors
+from broker.verifiers.snp_floors import Floors, check_floors
 from keys.tee import Tee
 
 _SNP = frozenset((Tee.SNP, Tee.AZ_SNP_VTPM))
@@ -27,6 +27,12 @@ def check_image_floors(image: Image, name: str, claims: Claims, trace: Trace) ->
         svn = claims.facts.get("guest_svn")
         trace.not_required(Stage.MEASUREMENT, f"GUEST_SVN, of image {name}", found=svn)
     return check_floors(claims.facts, claims.measurements, floors_of(image.floors), trace, quiet=True)
+
+
+def floors_of_image(image: Image) -> Floors:
+    """The floors of an image of SEV-SNP."""
+    floors: Floors = floors_of(image.floors)
+    return floors
 
 
 def unmet_floors(image: Image, name: str, claims: Claims) -> int:

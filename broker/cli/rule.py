@@ -9,6 +9,7 @@ import click
 
 from broker.appraisal.rules import ANY, ENROLLED
 from broker.cli.options import as_owner, json_flag, key_path, why
+from broker.cli.rule_lint import lint
 from broker.cli.rule_options import LISTS, body, named_images, named_instances, named_platforms, print_rule, whole_file
 from broker.cli.rule_shadow import shadow
 from broker.cli.try_report import days, print_report
@@ -27,6 +28,7 @@ def rule() -> None:
     """
 
 
+rule.add_command(lint)
 rule.add_command(shadow)
 
 
@@ -58,6 +60,7 @@ def set_(
         next_step("Note: `any` means every machine in the world that boots one of these images on trusted hardware.")
     for kind in ("images", "instances"):
         _note_unknown(client, kind, stored[kind])
+    next_step(f"Does it let in whom it should not? roomkey rule lint {path}")
 
 
 @rule.command("try")

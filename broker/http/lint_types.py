@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of `/v1/rules/.../lint`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from broker.appraisal.rules import CLONES, DEFAULT_LEASE_S
+
+
+class LintRule(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A rule that need not be in force; its members are those of PutRule."""
+
+    images: list[str]
+    platforms: list[str]
+    instances: list[str]
+    clones: str = CLONES[0]
+    lease_s: int = DEFAULT_LEASE_S
+    sticky_failure: bool = False
+    unsafe_first_use: bool = False
+
+
+class Change(Struct):
+    """A value of a made-up guest that is let in, beside that of a good one."""
+
+    what: str
+    good: str
+    bad: str
+
+
+class Weakness(Struct):
+    """`what` such a guest could do, `changes` by which it differs from a good one, `claims` all that it shows, `mend`
+    what would keep it out.
+    """
+
+    kind: str
+    what: str
+    image: str
+    platform: str
+    changes: list[Change]
+    mend: str
+    claims: dict[str, Any]
+
+
+class Lint(Struct):
+    """`examined`: images with their platforms for which a good guest is let in; of others nothing can be said."""
+
+    examined: list[str]
+    weaknesses: list[Weakness]
