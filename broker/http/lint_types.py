@@ -22,7 +22,7 @@ class LintRule(Struct, forbid_unknown_fields=True, kw_only=True):
     unsafe_first_use: bool = False
 
 
-class Change(Struct):
+class WeakValue(Struct):
     """A value of a made-up guest that is let in, beside that of a good one."""
 
     what: str
@@ -39,7 +39,7 @@ class Weakness(Struct):
     what: str
     image: str
     platform: str
-    changes: list[Change]
+    changes: list[WeakValue]
     mend: str
     claims: dict[str, Any]
 

@@ -54,7 +54,7 @@ def _weakness(weakness: Weakness) -> lint_types.Weakness:
         weakness.what,
         weakness.image,
         weakness.platform,
-        [lint_types.Change(*change) for change in weakness.changes],
+        [lint_types.WeakValue(*change) for change in weakness.changes],
         weakness.mend,
         weakness.case.claims.to_json(),
     )
