@@ -93,11 +93,19 @@ class PutInstance(Change, kw_only=True):
 
 
 class DecisionQuery(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`kind`: attest, release, readmit or change. `before`: a `next` of an earlier answer."""
+    """`kind`: attest, release, readmit or change. `denied`: only what was refused or denied. `key`: the path of the key
+    that was asked for. `guest`: a guest's name or instance id. `since` in milliseconds. `before`, or `after`: a `next`
+    of an earlier answer; with `after` the oldest come first.
+    """
 
     kind: str | None = None
     subject: str | None = None
+    denied: bool = False
+    key: str | None = None
+    guest: str | None = None
+    since: Annotated[int, Meta(ge=0, le=MAX_NUMBER)] | None = None
     before: Annotated[int, Meta(ge=1, le=MAX_NUMBER)] | None = None
+    after: Annotated[int, Meta(ge=0, le=MAX_NUMBER)] | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
 
 
@@ -216,7 +224,10 @@ class Deleted(Struct):
 
 
 class DecisionSummary(Struct):
-    """`subject`: the instance id, or what was changed. `key`: the path of the key that was asked for."""
+    """`subject`: the instance id, or what was changed. `key`: the path of the key that was asked for. `guests`: names
+    under which the owner knows the guest. `failed`: how many checks failed; `why`: the first reason in plain words, and
+    of a change what its owner said; `more`: how many of those checks it does not tell of.
+    """
 
     id: str
     sequence: int
@@ -225,10 +236,17 @@ class DecisionSummary(Struct):
     verdict: str
     subject: str
     key: str | None
+    guests: list[str]
+    failed: int
+    why: str
+    more: int
 
 
 class Decisions(Struct):
-    """The newest first. `next`: pass it as `before` to go on; null at the end."""
+    """The newest first, or with `after` the oldest. `next`: pass it as `before`, or as `after`, to go on. It is null at
+    the end, with `after` never: there may be more later. An answer can be shorter than `limit`, even empty, and not the
+    last one: so many lines are looked at in one call, and no more.
+    """
 
     decisions: list[DecisionSummary]
     next: int | None
