@@ -26,9 +26,16 @@ from broker.appraisal.judge import judge, not_judged
 from broker.claims import BelowFloors, Binding, Claims, Endorsements, Verifier
 from broker.store.protocols import Consumption
 from broker.trace import Stage, Trace
+from broker.verifiers.steps import Step, in_steps
 from keys.binding import report_data
 from keys.errors import FreshnessError, RoomkeyError, VerificationError
 
+STEPS: tuple[Step, ...] = (
+    (Stage.ROOT_OF_TRUST, "challenge"),
+    (Stage.ROOT_OF_TRUST, "nonce is this session's"),
+    (Stage.ROOT_OF_TRUST, "evidence is genuine"),
+    (Stage.IDENTITY, "machine is not revoked by its owner"),
+)
 _STATES = {
     Consumption.JUDGE: "unused and in time",
     Consumption.USED: "used before",
@@ -85,11 +92,17 @@ def judge_evidence(
     """
     claims = found = None
     try:
-        _check_challenge(outcome if submission is not None else Consumption.UNKNOWN, trace)  # (1)
-        assert submission is not None  # narrowing: the line above has raised
-        claims = _verify(submission, trace)  # (2) (3)
-        found = standings(claims)
-        _check_standings(found, trace)  # (4)
+        with in_steps(trace, STEPS, genuine=BelowFloors) as next_step:
+            next_step()
+            _check_challenge(outcome if submission is not None else Consumption.UNKNOWN, trace)  # (1)
+            assert submission is not None  # narrowing: the line above has raised
+            next_step()
+            _check_nonce(submission, trace)  # (2)
+            next_step()
+            claims = _verify(submission, trace)  # (3)
+            next_step()
+            found = standings(claims)
+            _check_standings(found, trace)  # (4)
     except Exception as error:  # noqa: BLE001  the challenge is gone whatever went wrong: the attempt must leave its line
         if isinstance(error, BelowFloors):
             claims = error.claims
@@ -125,7 +138,8 @@ def as_refusal(error: Exception) -> RoomkeyError:
     return error if isinstance(error, RoomkeyError) else VerificationError("the broker failed while judging")
 
 
-def _verify(submission: Submission, trace: Trace) -> Claims:
+def _check_nonce(submission: Submission, trace: Trace) -> None:
+    """Check (2). Raises FreshnessError."""
     nonce, answered = submission.nonce, submission.answered
     trace.require(
         Stage.ROOT_OF_TRUST,
@@ -135,10 +149,15 @@ def _verify(submission: Submission, trace: Trace) -> Claims:
         found=answered,
         mend="recorded evidence, or two sessions mixed up: evidence is good for its own challenge only",
         error=FreshnessError,
-    )  # (2)
-    bound_to = Binding(report_data(submission.verifier.tee, nonce, dict(submission.tee_pubkey)), submission.init_data)
+    )
+
+
+def _verify(submission: Submission, trace: Trace) -> Claims:
+    """Check (3)."""
+    tee, nonce = submission.verifier.tee, submission.nonce
+    bound_to = Binding(report_data(tee, nonce, dict(submission.tee_pubkey)), submission.init_data)
     at = datetime.fromtimestamp(submission.at / 1000, UTC)
-    return submission.verifier.verify(submission.evidence, submission.endorsements, bound_to, at, trace)  # (3)
+    return submission.verifier.verify(submission.evidence, submission.endorsements, bound_to, at, trace)
 
 
 def _check_standings(standings: Standings, trace: Trace) -> None:

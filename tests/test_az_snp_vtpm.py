@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from broker.appraisal.images import parse_image
 from broker.appraisal.judge import judge
-from broker.claims import Binding, Claims, EndorsementRequest, Endorsements
-from broker.trace import Trace, Verdict
+from broker.claims import BelowFloors, Binding, Claims, EndorsementRequest, Endorsements
+from broker.trace import Stage, Trace, Verdict
 from broker.verifiers.az_snp_vtpm import AzSnpVtpmVerifier
 from broker.verifiers.az_vtpm_evidence import AzQuote, AzSnpEvidence, decode_evidence
 from broker.verifiers.az_vtpm_quote import verify_az_quote
@@ -84,12 +84,13 @@ def refused(
     bound_to: Binding | None = None,
     error: type[VerificationError] = VerificationError,
 ) -> Trace:
-    """The trace of a refusal; its last line, and no other, failed."""
+    """The trace of a refusal; one line failed, and behind it nothing was judged."""
     trace = Trace()
     with pytest.raises(error, match=message):
         verify(evidence, endorsements, bound_to, trace)
     assert [check.verdict for check in trace.checks].count(Verdict.FAILED) == 1
-    assert trace.checks[-1].verdict is Verdict.FAILED
+    verdicts = [check.verdict for check in trace.checks]
+    assert set(verdicts[verdicts.index(Verdict.FAILED) + 1 :]) <= {Verdict.NOT_JUDGED}
     return trace
 
 
@@ -287,6 +288,26 @@ def test_floors() -> None:
     with pytest.raises(VerificationError, match="below this broker's floors"):
         verify(debug.evidence(DATA))
     assert verify(debug.evidence(DATA), trusting(NOTHING)).facts["policy_debug_allowed"] is True
+
+
+def test_below_the_floors_all_is_told_once_all_is_proved() -> None:
+    """Genuine evidence of a machine below the floors comes with its claims; where anything else is wrong, with none."""
+    debug = AzGuest(chip(), policy=0xB001F)
+    trace = Trace()
+    with pytest.raises(BelowFloors) as caught:
+        verify(debug.evidence(DATA), trace=trace)
+    assert caught.value.claims == verify(debug.evidence(DATA), trusting(NOTHING))
+    assert [check.name for check in trace.failed] == ["debugging is off"]
+    assert Verdict.NOT_JUDGED not in {check.verdict for check in trace.checks if check.stage is not Stage.IDENTITY}
+    other = sha384(b"another challenge").digest()
+    for evidence, bound_to in (
+        (debug.evidence(other), Binding(DATA)),
+        (debug.evidence(DATA), Binding(DATA, bytes(32))),
+        (AzGuest(chip(), policy=0xB001F, vmpl=1).evidence(DATA), Binding(DATA)),
+    ):
+        with pytest.raises(VerificationError) as other_error:
+            verify(evidence, bound_to=bound_to)
+        assert not isinstance(other_error.value, BelowFloors)
 
 
 @pytest.mark.parametrize("vmpl", [1, 3])

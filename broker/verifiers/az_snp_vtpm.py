@@ -8,7 +8,8 @@ Its attestation key (AK) stands in the runtime data that the hardware report is 
     (2) its runtime data name the AK: `hcl` (5)
     (3) the hardware report is bound to exactly these runtime data: `hcl` (6)
     (4) the hardware report is genuine and meets the operator's floors: `snp` (1) to (12) but for init-data; its VMPL is
-        0, whatever the floors allow: who asks from a higher VMPL is a guest and no paravisor
+        0, whatever the floors allow: who asks from a higher VMPL is a guest and no paravisor. Below the floors it is
+        refused too, but once (5) to (7) have said what else there is to say
     (5) the vTPM's quote answers this challenge: `az_vtpm_quote` (1) to (3)
     (6) version 2: the guest's report data stand in the runtime data, so the hardware report is as fresh as the quote.
         Before version 2 it may be an old one of this vTPM: the TCB and the chip are then those of some time since it
@@ -35,13 +36,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar
 
-from broker.claims import Binding, Claims, EndorsementRequest, Endorsements
+from broker.claims import BelowFloors, Binding, Claims, EndorsementRequest, Endorsements
 from broker.trace import Stage, Trace
 from broker.verifiers.az_vtpm_evidence import AzSnpEvidence, decode_evidence
 from broker.verifiers.az_vtpm_quote import quote_facts, verify_az_quote
 from broker.verifiers.hcl import Hardware, HclReport, RuntimeData, check_binding, parse_hcl, read_runtime_data
-from broker.verifiers.snp import VerifiedReport, needed, verify_report
+from broker.verifiers.snp import ReportBelowFloors, VerifiedReport, needed, verify_report
 from broker.verifiers.snp_evidence import CertificateKind, SnpEvidence
+from broker.verifiers.steps import Next, Step, in_steps
 from broker.verifiers.tpm_initdata import check_init_data
 from broker.verifiers.tpm_structures import SHA256
 from keys.errors import VerificationError
@@ -50,6 +52,15 @@ from keys.tee import Tee
 DIGEST_BYTES = 48  # of the KBS runtime data, SHA-384: the whole extraData
 USER_DATA_SINCE = 2  # the evidence's version
 PARAVISOR_VMPL = 0
+
+
+STEPS: tuple[Step, ...] = (
+    (Stage.ROOT_OF_TRUST, "hardware report is bound to the vTPM's attestation key"),
+    (Stage.ROOT_OF_TRUST, "hardware report is genuine, and asked for by the paravisor"),
+    (Stage.ROOT_OF_TRUST, "vTPM's quote is genuine, and answers this challenge"),
+    (Stage.TRUST, "hardware report answers this challenge too (user-data)"),
+    (Stage.MEASUREMENT, "init-data is what PCR 8 holds"),
+)
 
 
 class AzSnpVtpmVerifier:
@@ -83,16 +94,28 @@ class AzSnpVtpmVerifier:
             expected=f"{DIGEST_BYTES} bytes",
             found=len(bound_to.report_data),
         )
+        with in_steps(trace, STEPS, genuine=BelowFloors) as next_step:
+            return self._verify(evidence, endorsements, bound_to, at, trace, next_step)
+
+    def _verify(
+        self, evidence: AzSnpEvidence, endorsements: Endorsements, bound_to: Binding, at: datetime, trace: Trace,
+        next_step: Next,
+    ) -> Claims:  # fmt: skip
+        next_step()
         hcl, runtime = _read(evidence, trace)  # (1) to (3)
-        hardware = _verify_hardware(evidence, hcl, endorsements, at, trace)  # (4)
+        next_step()
+        hardware, below = _verify_hardware(evidence, hcl, endorsements, at, trace)  # (4)
+        next_step()
         attest = verify_az_quote(evidence.quote, runtime.ak, bound_to.report_data, trace)  # (5)
+        next_step()
         fresh = _check_user_data(evidence.version, runtime.user_data, bound_to.report_data, trace)  # (6)
         pcrs = evidence.quote.pcrs
+        next_step()
         if bound_to.init_data is not None:
             check_init_data(bound_to.init_data, pcrs, trace)  # (7)
         values = {f"{SHA256.name}:{index}": value.hex() for index, value in pcrs[SHA256.name].items()}
         about = {"evidence_version": evidence.version, "hardware_report_fresh": fresh}
-        return Claims(
+        claims = Claims(
             tee=self.tee,
             instance_ids=(runtime.ak_id, *hardware.instance_ids),
             trust=hardware.trust,
@@ -100,6 +123,9 @@ class AzSnpVtpmVerifier:
             facts={**hardware.facts, **quote_facts(attest), **runtime.facts, **about},
             init_data=None if bound_to.init_data is None else bound_to.init_data.hex(),
         )
+        if below is not None:
+            raise BelowFloors(below.message, claims, expected=below.expected, found=below.found, mend=below.mend)
+        return claims
 
 
 def _hardware_evidence(evidence: AzSnpEvidence, hcl: HclReport) -> SnpEvidence:
@@ -129,11 +155,17 @@ def _read(evidence: AzSnpEvidence, trace: Trace) -> tuple[HclReport, RuntimeData
 
 def _verify_hardware(
     evidence: AzSnpEvidence, hcl: HclReport, endorsements: Endorsements, at: datetime, trace: Trace
-) -> VerifiedReport:
-    """Check (4)."""
-    verified = verify_report(
-        _hardware_evidence(evidence, hcl), endorsements, report_data=hcl.expected_report_data, at=at, trace=trace
-    )
+) -> tuple[VerifiedReport, ReportBelowFloors | None]:
+    """Check (4). Genuine but below the floors, the report is handed on with that error: it is raised once all else is
+    known to be genuine, too, so that nothing is told as a claim that is not proved.
+    """
+    below = None
+    try:
+        verified = verify_report(
+            _hardware_evidence(evidence, hcl), endorsements, report_data=hcl.expected_report_data, at=at, trace=trace
+        )
+    except ReportBelowFloors as error:
+        verified, below = error.verified, error
     trace.require(
         Stage.ROOT_OF_TRUST,
         "hardware report was asked for by the paravisor (VMPL)",
@@ -141,7 +173,7 @@ def _verify_hardware(
         expected=PARAVISOR_VMPL,
         found=verified.report.vmpl,
     )
-    return verified
+    return verified, below
 
 
 def _check_user_data(version: int, user_data: bytes | None, report_data: bytes, trace: Trace) -> bool:

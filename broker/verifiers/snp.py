@@ -56,6 +56,7 @@ from broker.verifiers.snp_report import (
     tcb,
     tcb_reserved_is_zero,
 )
+from broker.verifiers.steps import Next, Step, in_steps
 from broker.verifiers.x509 import load_certificate
 from keys.errors import EndorsementError, VerificationError
 from keys.tee import Tee
@@ -81,6 +82,21 @@ class VerifiedReport:
     facts: dict[str, Fact]
     instance_ids: tuple[str, ...]
     trust: str
+
+
+STEPS: tuple[Step, ...] = (
+    (Stage.ROOT_OF_TRUST, "report has the form of one"),
+    (Stage.ENDORSEMENT, "a certificate of the report's kind of key leads to a root of this broker"),
+    (Stage.ENDORSEMENT, "intermediate is not revoked"),
+    (Stage.ENDORSEMENT, "processor is of the chain's product line"),
+    (Stage.ENDORSEMENT, "certificate is for REPORTED_TCB"),
+    (Stage.ENDORSEMENT, "certificate is for CHIP_ID"),
+    (Stage.ROOT_OF_TRUST, "report's signature is right"),
+    (Stage.ROOT_OF_TRUST, "REPORT_DATA is exactly what the evidence must be bound to"),
+    (Stage.MEASUREMENT, "init-data is what HOST_DATA holds"),
+    (Stage.ROOT_OF_TRUST, "REPORTED_TCB and COMMITTED_TCB are not ahead of CURRENT_TCB"),
+    (Stage.TRUST, "report meets this broker's floors"),
+)
 
 
 class ReportBelowFloors(VerificationError):  # noqa: N818
@@ -175,19 +191,40 @@ def verify_report(
     init_data: bytes | None = None,
 ) -> VerifiedReport:
     """What a genuine report says, checks (1) to (12). `report_data`: all 64 bytes. Raises VerificationError."""
+    with in_steps(trace, STEPS) as next_step:
+        return _verify(evidence, endorsements, report_data, at, trace, init_data, next_step)
+
+
+def _verify(
+    evidence: SnpEvidence,
+    endorsements: Endorsements,
+    report_data: bytes,
+    at: datetime,
+    trace: Trace,
+    init_data: bytes | None,
+    next_step: Next,
+) -> VerifiedReport:
     floors = Floors() if endorsements.trusted.floors is None else endorsements.trusted.floors
+    next_step()
     with trace.recording(Stage.ROOT_OF_TRUST):
         report = parse_report(evidence.report)  # (1)
+    next_step()
     with trace.recording(Stage.ENDORSEMENT):
         vek = _certificate(report, evidence, endorsements.found)  # (2)
         chain = verify_chain(vek, _intermediates(evidence, endorsements), endorsements.trusted.roots, at)  # (3)
     trace.check(Stage.ENDORSEMENT, f"{vek.kind.upper()} leads to ARK-{chain.line}, a root of this broker", True,
                 found=f"valid until {vek.certificate.not_valid_after_utc:%Y-%m-%d}")  # fmt: skip
+    next_step()
     crl = _check_revocation(chain, evidence, endorsements.found, at, floors, trace)  # (4)
+    next_step()
     _check_product(report, chain.line, trace)  # (5)
+    next_step()
     _check_tcb(report, vek, trace)  # (6)
+    next_step()
     _check_chip(report, vek, floors, trace)  # (7)
+    next_step()
     _check_signature(report, vek, trace)  # (8)
+    next_step()
     trace.require(
         Stage.ROOT_OF_TRUST,
         "REPORT_DATA is exactly what the evidence must be bound to",
@@ -196,8 +233,10 @@ def verify_report(
         found=report.report_data,
         mend="recorded evidence, or evidence made for another key or challenge",
     )  # (9)
+    next_step()
     if init_data is not None:
         _check_init_data(report, init_data, trace)  # (10)
+    next_step()
     _check_order(report, chain.line, trace)  # (11)
     measurements, facts = _measurements(report), _facts(report, chain, crl)
     named = NAMED if chain.line in floors.named_only else ""
@@ -210,6 +249,7 @@ def verify_report(
         instance_ids=(f"snp-csp:{vek.csp_id}" if vek.hw_id is None else f"snp-chip:{vek.hw_id.hex()}",),
         trust=f"{vek.kind}{named}",
     )
+    next_step()
     if not check_floors(facts, measurements, floors, trace):  # (12)
         raise ReportBelowFloors(trace.failed[0], verified)
     return verified

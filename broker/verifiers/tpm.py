@@ -26,6 +26,7 @@ from broker.trace import Stage, Trace
 from broker.verifiers.eventlog import DRTM_PCRS, EV_NO_ACTION, EventLog, parse_log, replay
 from broker.verifiers.eventlog_rules import BootState, judge_log
 from broker.verifiers.eventlog_words import describe, type_name
+from broker.verifiers.steps import Next, Step, in_steps
 from broker.verifiers.tpm_credential import make_challenge
 from broker.verifiers.tpm_evidence import TpmEvidence, decode_evidence
 from broker.verifiers.tpm_initdata import check_init_data
@@ -49,6 +50,18 @@ from keys.tee import Tee
 __all__ = ["TpmVerifier", "make_challenge"]
 
 
+INIT_DATA = (Stage.MEASUREMENT, "init-data is what PCR 8 holds")
+STEPS: tuple[Step, ...] = (
+    (Stage.ROOT_OF_TRUST, "attestation key's public area is known"),
+    (Stage.ROOT_OF_TRUST, "quote is genuine, and answers this challenge"),
+    (Stage.MEASUREMENT, "quote covers PCRs of a strong bank"),
+    (Stage.TRUST, "attestation key is one that is trusted"),
+    (Stage.ROOT_OF_TRUST, "attestation key lives in the endorsement hierarchy"),
+    INIT_DATA,
+    (Stage.MEASUREMENT, "event log is well-formed"),
+)
+
+
 class TpmVerifier:
     """`broker.claims.Verifier` for `tpm`."""
 
@@ -69,8 +82,17 @@ class TpmVerifier:
         self, evidence: TpmEvidence, endorsements: Endorsements, bound_to: Binding, at: datetime, trace: Trace
     ) -> Claims:
         """The claims of genuine evidence; checks (1) to (7). Raises VerificationError, with every check in `trace`."""
+        with in_steps(trace, STEPS) as next_step:
+            return self._verify(evidence, endorsements, bound_to, at, trace, next_step)
+
+    def _verify(
+        self, evidence: TpmEvidence, endorsements: Endorsements, bound_to: Binding, at: datetime, trace: Trace,
+        next_step: Next,
+    ) -> Claims:  # fmt: skip
         qualifying_data = tpm_qualifying_data(bound_to.report_data)
+        next_step()
         ak = attestation_key(evidence, endorsements, trace)  # (1)
+        next_step()
         quote = verify_quote(  # (2)
             attest=evidence.attest,
             signature=evidence.signature,
@@ -79,11 +101,16 @@ class TpmVerifier:
             pcrs=evidence.pcrs,
             trace=trace,
         )
+        next_step()
         pcrs = _check_floors(quote, ak, qualifying_data, trace)  # (3)
+        next_step()
         trust = judge_trust(ak, evidence, endorsements, qualifying_data, at, trace)  # (4)
+        next_step()
         hierarchy = _check_hierarchy(quote, ak, trust.ek, trace)  # (5)
+        next_step()
         if bound_to.init_data is not None:
             check_init_data(bound_to.init_data, pcrs, trace)  # (6)
+        next_step()
         events, boot = _explain(evidence.eventlog, pcrs, trace)  # (7)
         return Claims(
             tee=self.tee,
