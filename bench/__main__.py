@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from bench import bare, boot, load, snp
+from bench import bare, boot, load, revoke, snp
 from bench.setting import broker
 from tests.fakes.ek_ca import EkCa
 
@@ -73,6 +73,17 @@ def _measure(room: Path, seconds: float, connections: int) -> None:
     with broker(room / "broker-agent", ca, workers=1) as server:
         times = boot.measure(server, ca, room / "agent")
     print(f"  best {times[0] * 1e3:.0f} ms, median {median(times) * 1e3:.0f} ms, worst {times[-1] * 1e3:.0f} ms")
+
+    print(f"\nFrom an owner's word to the first refusal: {revoke.ROUNDS} rounds, guests ask on and on, 2 workers")
+    print("  what                  owner's call, median   first refusal: median   worst")
+    with broker(room / "broker-revoke", ca, workers=2) as server:
+        owner = server.owner("acme")
+        for line in revoke.measure(server, ca, owner):
+            print(
+                f"  {line.what:<22}{median(line.calls) * 1e3:17.1f} ms{median(line.refusals) * 1e3:20.1f} ms"
+                f"{line.refusals[-1] * 1e3:8.1f} ms"
+            )
+        owner.close()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def run(server: BrokerServer, ca: EkCa, *, connections: int, seconds: float) -> 
 
     def work() -> None:
         try:
-            guests = _Connection(server, ca)
+            guests = Connection(server, ca)
             for _ in range(WARM_UP_FLOWS):
                 guests.flow()
             start.wait()
@@ -88,12 +88,12 @@ def run(server: BrokerServer, ca: EkCa, *, connections: int, seconds: float) -> 
     )
 
 
-class _Connection:
+class Connection:
     """One kept-open TLS connection, and the guest behind it."""
 
     def __init__(self, server: BrokerServer, ca: EkCa) -> None:
-        self._tpm = FakeTpm(ca)
-        self._tpm.boot(Boot())
+        self.tpm = FakeTpm(ca)
+        self.tpm.boot(Boot())
         plain = socket.create_connection((server.host, server.port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls: ssl.SSLSocket = server.context.wrap_socket(plain, server_hostname=server.host)
@@ -103,25 +103,45 @@ class _Connection:
     def flow(self) -> float:
         """The time of one complete flow in seconds."""
         began = time.perf_counter()
-        guest = Guest(self._tpm, declare=True)
-        head, body = self._call("POST", "/kbs/v0/auth", strictjson.compact(guest.request(self._path).to_json()))
-        cookie = _cookie(head)
-        attestation = guest.attestation(Challenge.from_bytes(body))
-        self._call("POST", "/kbs/v0/attest", strictjson.compact(attestation.to_json()), cookie)
+        guest, cookie = self.attest()
         _, body = self._call("GET", f"/kbs/v0/resource/{self._path}", b"", cookie)
         if guest.open(strictjson.loads(body, name="the key", max_bytes=65536)) != PLAINTEXT:
             raise RuntimeError("the broker released another key")
         return time.perf_counter() - began
 
+    def attest(self) -> tuple[Guest, str]:
+        """The guest with a new key, and the cookie of its attested session."""
+        guest = Guest(self.tpm, declare=True)
+        head, body = self._call("POST", "/kbs/v0/auth", strictjson.compact(guest.request(self._path).to_json()))
+        cookie = _cookie(head)
+        attestation = guest.attestation(Challenge.from_bytes(body))
+        self._call("POST", "/kbs/v0/attest", strictjson.compact(attestation.to_json()), cookie)
+        return guest, cookie
+
+    def may_have_key(self, cookie: str) -> bool:
+        """Whether the key is released to the attested session. Raises RuntimeError on any other answer."""
+        head, rest = self._answer("GET", f"/kbs/v0/resource/{self._path}", b"", cookie)
+        status = head.split(None, 2)[1]
+        if status not in {b"200", b"403"}:
+            raise RuntimeError(f"{head.splitlines()[0].decode()} {rest.decode()}")
+        return status == b"200"
+
+    def close(self) -> None:
+        self._tls.close()
+
     def _call(self, method: str, path: str, body: bytes, cookie: str = "") -> tuple[bytes, bytes]:
+        head, rest = self._answer(method, path, body, cookie)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"{method} {path}: {head.splitlines()[0].decode()} {rest.decode()}")
+        return head, rest
+
+    def _answer(self, method: str, path: str, body: bytes, cookie: str) -> tuple[bytes, bytes]:
         lines = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n"
         self._tls.sendall((lines + (f"Cookie: {cookie}\r\n" if cookie else "") + "\r\n").encode() + body)
         head, _, rest = self._until(b"\r\n\r\n").partition(b"\r\n\r\n")
         length = int(_header(head, b"content-length"))
         while len(rest) < length:
             rest += self._receive()
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"{method} {path}: {head.splitlines()[0].decode()} {rest.decode()}")
         return head, rest
 
     def _until(self, mark: bytes) -> bytes:

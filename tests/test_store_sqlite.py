@@ -19,7 +19,7 @@ import pytest
 
 from broker.store import sqlite_engine
 from broker.store.chain import canonical
-from broker.store.protocols import Consumption, KeyState, Record, RecordKind
+from broker.store.protocols import Consumption, KeyState, Record, RecordKind, StoredTicket
 from broker.store.sqlite import SqliteStore
 from keys import strictjson
 from keys.custody.local import LocalCustody
@@ -94,6 +94,42 @@ def test_fifty_callers_in_five_processes_one_judge(path: Path, store: SqliteStor
         start(a, b, c, d, e)
         verdicts = [line for process in (a, b, c, d, e) for line in process.communicate(timeout=60)[0].split()]
     assert sorted(verdicts) == ["judge"] + ["used"] * 49
+
+
+def _raced(command: str, path: Path, round_: int) -> list[list[str]]:
+    """What 15 callers in three processes were told."""
+    with (
+        store_process(command, path, f"a{round_}", 5) as a, store_process(command, path, f"b{round_}", 5) as b,
+        store_process(command, path, f"c{round_}", 5) as c,
+    ):  # fmt: skip
+        start(a, b, c)
+        said = [process.communicate(timeout=60)[0] for process in (a, b, c)]
+    return [line.split() for text in said for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_guests_in_processes_with_one_ticket_one_is_enrolled(path: Path, store: SqliteStore, round_: int) -> None:
+    """Exactly one is told so, and it is that one whose ids are in the record."""
+    store.put_ticket(StoredTicket("ticket", "acme", "web-1", "acme/disk/root", "debian", NOW, "test", FOREVER))
+    told = _raced("redeem", path, round_)
+    [winner] = [id_ for won, id_ in told if won == "True"]
+    assert len(told) == 15
+    used = store.ticket("ticket")
+    assert used is not None
+    assert used.used_by == winner
+    assert (store.record(RecordKind.INSTANCE, "acme", "web-1").body or {})["ids"] == [winner]
+    assert [record.name for record in store.by_alias(RecordKind.INSTANCE, winner)] == ["web-1"]
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_sessions_in_processes_one_holds_the_lease(path: Path, store: SqliteStore, round_: int) -> None:
+    """Exactly one is told so, and it is that one whom the store names."""
+    told = _raced("lease", path, round_)
+    [winner] = [holder for won, holder in told if won == "True"]
+    assert len(told) == 15
+    held = store.lease("acme/web-1 acme/disk/root")
+    assert held is not None
+    assert held.holder == winner
 
 
 def test_two_processes_keep_one_chain(path: Path, store: SqliteStore) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from broker.store.protocols import KeyState, StoredKey
+from broker.store.protocols import KeyState, Record, RecordKind, StoredKey
 from broker.store.sqlite import SqliteStore
 from keys.custody.local import LocalCustody
 
@@ -76,6 +76,33 @@ def consume(store: SqliteStore, session: str, threads: str) -> None:
         threading.Thread(target=take).start()
 
 
+def redeem(store: SqliteStore, process: str, threads: str) -> None:
+    """Use one ticket from many threads at once, each for a machine of its own."""
+    barrier = threading.Barrier(int(threads))
+
+    def take(number: int) -> None:
+        id_ = f"tpm-ek:{process}-{number}"
+        record = Record(RecordKind.INSTANCE, "acme", "web-1", 1, {"ids": [id_]}, NOW, "test")
+        barrier.wait()
+        say(store.redeem_ticket("ticket", id_, NOW, record, [id_]), id_)
+
+    for number in range(int(threads)):
+        threading.Thread(target=take, args=(number,)).start()
+
+
+def lease(store: SqliteStore, process: str, threads: str) -> None:
+    """Take one lease from many threads at once, each for a session of its own."""
+    barrier = threading.Barrier(int(threads))
+
+    def take(number: int) -> None:
+        barrier.wait()
+        holder = f"{process}-{number}"
+        say(store.take_lease("acme/web-1 acme/disk/root", holder, NOW, FOREVER), holder)
+
+    for number in range(int(threads)):
+        threading.Thread(target=take, args=(number,)).start()
+
+
 @contextmanager
 def store_process(command: str, path: Path, *arguments: object) -> Iterator[Popen[str]]:
     """The process, with the store open and nothing done yet; `start` lets it go. Killed in the end."""
@@ -97,8 +124,10 @@ def start(*processes: Popen[str]) -> None:
         process.stdin.flush()
 
 
+COMMANDS = {"write": write, "append": append, "consume": consume, "redeem": redeem, "lease": lease}
+
 if __name__ == "__main__":
     opened = SqliteStore(sys.argv[2])
     say("open")
     sys.stdin.readline()
-    {"write": write, "append": append, "consume": consume}[sys.argv[1]](opened, *sys.argv[3:])
+    COMMANDS[sys.argv[1]](opened, *sys.argv[3:])
