@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An owner's recorded requests for keys, of the last days, for reports about them."""
+"""An owner's recorded requests for keys, or attempts to attest, of the last days: for reports about them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ MAX_REQUESTS = 20_000  # of one report; the newest
 
 
 class Requests:
-    """The requests since `since` (milliseconds), with one of `verdicts` if there are any, the newest first and at most
-    MAX_REQUESTS. `truncated` says afterwards whether there were more. Reading them raises Unavailable.
+    """The lines of `kind` since `since` (milliseconds), with one of `verdicts` if there are any, the newest first, at
+    most MAX_REQUESTS. `truncated` says afterwards whether there were more. Reading them raises Unavailable.
     """
 
-    def __init__(self, owner: str, store: Store, since: int, verdicts: Sequence[str] = ()) -> None:
-        self._owner, self._store, self._since, self._verdicts = owner, store, since, verdicts
+    def __init__(
+        self, owner: str, store: Store, since: int, verdicts: Sequence[str] = (), *, kind: str = ledger.RELEASE
+    ) -> None:
+        self._owner, self._store, self._since, self._verdicts, self._kind = owner, store, since, verdicts, kind
         self.truncated = False
 
     def __iter__(self) -> Iterator[LedgerEntry]:
@@ -35,7 +37,7 @@ class Requests:
     def _page(self, before: int | None, limit: int) -> list[LedgerEntry]:
         return self._store.entries(
             self._owner,
-            kinds=(ledger.RELEASE,),
+            kinds=(self._kind,),
             verdicts=self._verdicts,
             since=self._since,
             before=before,

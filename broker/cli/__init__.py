@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {  # heading -> name -> module
         "kek": ("broker.cli.kek:kek", "Rotate the key-encryption key."),
         "signing-key": ("broker.cli.signing_key:signing_key", "Print the key that agents and owners pin."),
         "endorsements": ("broker.cli.endorsements:endorsements", "Fetch, export and import what AMD vouches for."),
+        "floors": ("broker.cli.floors:floors", "Try what SEV-SNP machines must show before it is in force."),
         "ledger": ("broker.cli.ledger:ledger", "Verify the record of decisions."),
     },
     "Owning keys": {
