@@ -35,7 +35,7 @@ CANDIDATES = [
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    """A broker where guests of each policy have asked, for keys of two owners and for none, one without certificates."""
+    """A broker where guests of each policy asked, for keys of two owners and for none, and one without certificates."""
     with House(tmp_path) as house:
         house.now = int(AT.timestamp() * 1000)
         house.services = replace(house.services, trusted={Tee.SNP: FakeAmd().trusted()})
