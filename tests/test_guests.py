@@ -505,6 +505,33 @@ def test_distrust_is_previewed_put_listed_and_undone(desk: Desk, tmp_path: Path)
     refuses(desk, tpm)
 
 
+def test_one_thing_is_distrusted_under_one_name(desk: Desk) -> None:
+    """However its components are ordered and spelled; it is undone by what was printed, spaces and all."""
+    first = desk.run("distrust", "tcb-below", "genoa microcode=90 snp=024", "--yes").stdout
+    desk.run("distrust", "tcb-below", " Genoa  snp=24 microcode=90", "--yes")
+    [listed] = desk.json("distrust", "list")
+    assert listed["name"] == "tcb-below:Genoa snp=24 microcode=90"
+    assert listed["name"] in first
+    desk.run("distrust", "undo", listed["name"])
+    assert desk.json("distrust", "list") == []
+
+
+def test_distrust_reaches_who_has_attested_already_and_nobody_elses_guests(house: House) -> None:
+    """A guest between attestation and key is refused by the owner who distrusts it; another owner's key it gets."""
+    house.owner("globex")
+    house.key("globex/disk/root", SECRET)
+    tpm = machine(house)
+    for owner in ("acme", "globex"):
+        house.image(owner, "debian", draft(tpm))
+        house.rule(f"{owner}/disk/root", images=["debian"])
+    guest = Guest(tpm, declare=True)
+    session_id, _ = house.attest(guest)
+    house.put(RecordKind.DISTRUST, "acme", "platform:tpm", {"kind": "platform", "value": "tpm", "why": ""})
+    with pytest.raises(ReleaseDenied):
+        house.release(KEY, session_id)
+    assert guest.open(house.release("globex/disk/root", session_id)) == SECRET
+
+
 def test_what_is_not_there_cannot_be_withdrawn_from_the_store(house: House) -> None:
     """Another owner's ticket is like none, and an unknown one is None."""
     ticket(house)

@@ -18,7 +18,7 @@ from broker.appraisal.rules import PLATFORMS, check_name
 from broker.claims import Claims
 from broker.trace import Stage, Trace
 from broker.verifiers.snp_floor_settings import tcb_floors
-from broker.verifiers.snp_report import Line
+from broker.verifiers.snp_report import TCB_LAYOUT, Line
 from keys import strictjson
 from keys.errors import ProtocolError
 
@@ -117,9 +117,8 @@ def _chip(text: str) -> str:
 def _tcb(text: str) -> str:
     line, *components = text.split() or [""]
     spelled = next((known for known in Line if known.lower() == line.lower()), line)
-    value = " ".join((spelled, *components))
-    tcb_floors("tcb-below", (value,))
-    return value
+    [(known, least)] = tcb_floors("tcb-below", (" ".join((spelled, *components)),)).items()
+    return " ".join((known, *(f"{part}={least[part]}" for part in TCB_LAYOUT[known] if part in least)))
 
 
 def _image(text: str) -> str:
