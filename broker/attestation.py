@@ -7,8 +7,8 @@
 (2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
 (3) Nonce, evidence and the standing of the machine are judged (`broker.evidence`). A machine that its owner has revoked
     gets no token.
-(4) What was judged is kept beside the line (`broker.dossiers`), so that it can be judged again.
-(5) The line is durable, then the result is remembered under the session, then the token is signed.
+(4) The line is durable. What was judged is kept beside it (`broker.dossiers`), so that it can be judged again.
+(5) The result is remembered under the session, then the token is signed.
 
 Where the evidence is refused and the guest has said which key it wants, its owner also reads what the key's rule would
 have said: of genuine evidence below the operator's floors all of it, else that it was not judged.
@@ -75,19 +75,19 @@ def attest(
     name = session.store_name(session_id)
     attempt = _read(name, message, services, now, client, may_wait)  # (1)
     owner = _owner(attempt, services)
-    outcome, _ = services.store.consume_session(name, now)  # (2)
-    decision, trace = ledger.new_id(services.random), Trace()
+    submission = None if attempt is None else _submission(attempt, message, services, now)
     canonical = strictjson.canonical(message.primary_evidence)
     evidence = hashlib.sha256(canonical).hexdigest()
-    submission = None if attempt is None else _submission(attempt, message, services, now)
+    outcome, _ = services.store.consume_session(name, now)  # (2)
+    decision, trace = ledger.new_id(services.random), Trace()
     judged = judge_evidence(outcome, submission, partial(_standings, attempt, owner, services), trace)  # (3)
     case = None
     if judged.error is not None and attempt is not None and owner and attempt.challenge["resource"] is not None:
         case = _explain(attempt, judged.claims, services, decision, evidence, now, trace)
+    _line(attempt, judged, case, services, trace, decision=decision, owner=owner, evidence=evidence, now=now)  # (4)
     if submission is not None:
         services.dossiers.keep(decision, owner, Dossier(outcome, submission, judged.standings), canonical,
-                               refused=judged.error is not None, now=now)  # (4)  # fmt: skip
-    _line(attempt, judged, case, services, trace, decision=decision, owner=owner, evidence=evidence, now=now)  # (5)
+                               refused=judged.error is not None, now=now)  # fmt: skip
     if judged.error is not None:
         if isinstance(judged.error, RoomkeyError):
             judged.error.decision = decision

@@ -459,3 +459,14 @@ def test_an_older_version_is_measured_by_what_counts(desk: Desk, tmp_path: Path)
     desk.run("rule", "lint", *rule)
     desk.run("image", "approve", "whole@2")
     assert "older image" in desk.run("rule", "lint", *rule, status=1).stdout
+
+
+def test_a_fleet_is_linted_by_a_few_of_its_machines() -> None:
+    """Hundreds of machines that no attack tells apart cost no more than a few, and the odd one out is still found."""
+    setting = one(tpm((0, 2, 4, 7, 8)), instances=["enrolled"], bound=BOTH)
+    terms = setting.terms()
+    fleet = tuple(guest(f"m-{n}", (f"tpm-ek:{value(str(n))}",), bound=HERE) for n in range(500))
+    odd = guest("odd", (f"tpm-ek:{value('odd')}",))
+    terms = terms._replace(guests=(*fleet, odd))
+    assert len(list(good_guests(terms))) == 4
+    assert {weakness.kind for weakness in lint(terms).weaknesses} == {FREE, "any enrolled machine"}

@@ -12,6 +12,8 @@ found.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 from broker.appraisal.case import Case
@@ -24,6 +26,7 @@ from broker.verifiers.snp_floors import Floors, check_floors
 from keys.tee import Tee
 
 MAX_WEAKNESSES = 200  # of one rule
+MAX_GUESTS = 256  # good ones that are spoiled
 _SNP = frozenset((Tee.SNP, Tee.AZ_SNP_VTPM))
 
 
@@ -60,11 +63,11 @@ def lint(terms: Terms) -> Linted:
     """The weaknesses of the rule in `terms`, each kind once for an image, at most MAX_WEAKNESSES."""
     found: dict[tuple[str, str, str, str], Weakness] = {}
     examined: dict[str, None] = {}
-    for good in _accepted(terms):
+    for good in islice(_accepted(terms), MAX_GUESTS):
         examined[f"{good.known.ref} on {good.case.claims.tee}"] = None
         for attempt in _attempts(terms, good):
             key = (attempt.kind, attempt.detail, good.known.ref, str(good.case.claims.tee))
-            if key not in found and len(found) < MAX_WEAKNESSES and accepted(attempt.case, terms.floors):
+            if key not in found and len(found) < MAX_WEAKNESSES and _let_in(attempt.case, good, terms):
                 found[key] = _weakness(attempt, good)
     return Linted(tuple(found.values()), tuple(examined))
 
@@ -78,7 +81,14 @@ def accepted(case: Case, floors: Floors) -> bool:
 
 
 def _accepted(terms: Terms) -> Iterator[Good]:
-    return (good for good in good_guests(terms) if accepted(good.case, terms.floors))
+    return (good for good in good_guests(terms) if _let_in(good.case, good, terms))
+
+
+def _let_in(case: Case, good: Good, terms: Terms) -> bool:
+    """Whether the engine lets it in: first by the one image, because most are refused and a rule can have very many,
+    then as it is.
+    """
+    return accepted(replace(case, images=(good.known,)), terms.floors) and accepted(case, terms.floors)
 
 
 def _attempts(terms: Terms, good: Good) -> Iterator[Attempt]:

@@ -29,6 +29,7 @@ from keys.tee import Tee
 
 TCBS = ("reported", "current", "committed", "launch")
 LINES = (Line.GENOA, Line.TURIN, Line.MILAN)  # in the order in which a good guest tries them
+MAX_ALIKE = 3  # machines of one owner, for one image
 NEW, ALL_BITS = 255, (1 << 64) - 1
 BANK_BYTES = {"sha256": 32, "sha384": 48, "sha512": 64}
 _PREFIXES = {
@@ -85,16 +86,22 @@ def made_up(register: str, word: str) -> str:
 
 
 def _machines(terms: Terms, known: KnownImage) -> Iterator[KnownGuest | None]:
-    """The owner's machines that may come with this image; None for one that nobody needs to know."""
+    """The owner's machines that may come with this image, of those that no attack tells apart a few; None for one that
+    nobody needs to know.
+    """
     if terms.rule.instances == (ANY,):
         yield None
         return
+    alike: dict[tuple[bool, bool], int] = {}
     for guest in terms.guests:
         named = terms.rule.instances == (ENROLLED,) or guest.name in terms.rule.instances
         bound: Bound | None = guest.bound
         fits = bound is None or (bound.key == str(terms.path) and means(bound.image, known.ref))
         if named and fits and guest.standing is Standing.ENROLLED and _of(known.image.platform, guest):
-            yield guest
+            kind = (bound is None, any(one.startswith("snp-csp:") for one in guest.ids))
+            alike[kind] = alike.get(kind, 0) + 1
+            if alike[kind] <= MAX_ALIKE:
+                yield guest
     if terms.rule.unsafe_first_use:
         yield None
 

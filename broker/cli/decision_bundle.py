@@ -13,7 +13,7 @@ from broker.bundle import MAX_BUNDLE_BYTES
 from broker.cli.options import as_owner, json_flag, read_input, verbose_flag
 from broker.owner_client import Caller, path_of
 from broker.replay import Replay, replay
-from broker.terminal import fields, next_step, print_json, trace, verdict, when
+from broker.terminal import fields, next_step, print_json, printable, trace, verdict, when
 from keys.envelope import load_keys
 from keys.errors import ConfigError, ProtocolError
 
@@ -120,5 +120,6 @@ def _show(found: Replay, *, verbose: bool) -> None:
         return
     click.echo("\nNot the same:")
     for difference in found.differences:
-        fields([(difference.what, ""), ("recorded", difference.recorded), ("now", difference.now)], indent=2)
+        click.echo(f"  {printable(difference.what)}")
+        fields([("recorded", difference.recorded), ("now", difference.now)], indent=4)
     next_step(f"Another version of roomkey may judge or word things differently: it was {found.roomkey}.")
