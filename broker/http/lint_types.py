@@ -7,20 +7,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from broker.appraisal.rules import CLONES, DEFAULT_LEASE_S
-
-
-class LintRule(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A rule that need not be in force; its members are those of PutRule."""
-
-    images: list[str]
-    platforms: list[str]
-    instances: list[str]
-    clones: str = CLONES[0]
-    lease_s: int = DEFAULT_LEASE_S
-    sticky_failure: bool = False
-    unsafe_first_use: bool = False
-
 
 class WeakValue(Struct):
     """A value of a made-up guest that is let in, beside that of a good one."""

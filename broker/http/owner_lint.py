@@ -13,6 +13,7 @@ from broker.claims import Trusted
 from broker.gather import image_lives, known_guest, rule_images
 from broker.http import lint_types
 from broker.http.call import Call
+from broker.http.types import RuleTerms
 from broker.store.protocols import RecordKind
 from broker.verifiers.snp_floors import Floors
 from keys.tee import Tee
@@ -23,7 +24,7 @@ def lint_rule(call: Call, _: None) -> lint_types.Lint:
     return _lint(call, Rule.from_body(record.body or {}))
 
 
-def lint_candidate(call: Call, request: lint_types.LintRule) -> lint_types.Lint:
+def lint_candidate(call: Call, request: RuleTerms) -> lint_types.Lint:
     return _lint(call, read_rule(msgspec.to_builtins(request)))
 
 

@@ -156,7 +156,7 @@ ROUTES: tuple[Route, ...] = (
     _owner("GET", _RULE + "/lint", owner_lint.lint_rule, "Say whom a rule lets in and should not", None,
            lint_types.Lint),
     _owner("POST", _RULE + "/lint", owner_lint.lint_candidate, "Say whom a rule would let in and should not",
-           lint_types.LintRule, lint_types.Lint),
+           types.RuleTerms, lint_types.Lint),
     _owner("GET", _RULE + "/shadow", owner_shadow.show_shadow, "Show a shadow of a rule, and what it would have said",
            shadow_types.ShadowQuery, shadow_types.Shadow),
     _owner("PUT", _RULE + "/shadow", owner_shadow.put_shadow, "Judge a rule beside the one in force", types.PutRule,

@@ -56,8 +56,8 @@ class PutRule(Change, kw_only=True):
     unsafe_first_use: bool = False
 
 
-class TryRule(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A rule to try on the decisions of the last `days`; its members are those of PutRule."""
+class RuleTerms(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A rule that need not be in force; its members are those of PutRule."""
 
     images: list[str]
     platforms: list[str]
@@ -66,6 +66,11 @@ class TryRule(Struct, forbid_unknown_fields=True, kw_only=True):
     lease_s: int = DEFAULT_LEASE_S
     sticky_failure: bool = False
     unsafe_first_use: bool = False
+
+
+class TryRule(RuleTerms, kw_only=True):
+    """A rule to try on the decisions of the last `days`."""
+
     days: Days = DEFAULT_DAYS
 
 
