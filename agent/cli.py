@@ -129,6 +129,21 @@ def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) 
         return fetch(settings, attester, path, deadline, at_least=options.at_least, ticket=ticket)
 
 
+def _exec(options: argparse.Namespace, settings: Settings) -> int:
+    from agent.run import become, prepare, read_secrets  # noqa: PLC0415
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise ConfigError("no command to run", mend="write it behind --")
+    secrets = read_secrets(options.env, options.file)
+    variables = prepare(secrets, lambda path: _fetch(options, settings, path).secret)
+    if options.cap:
+        from agent.cap import cap  # noqa: PLC0415
+
+        cap(settings, Deadline(settings.timeout))
+    become(command, os.environ | variables)
+
+
 def _evidence(options: argparse.Namespace, settings: Settings) -> int:
     from keys import b64, strictjson  # noqa: PLC0415
 
@@ -296,6 +311,15 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("key", metavar="OWNER/TYPE/TAG")
     get.add_argument("--output", metavar="FILE", help="a new file, mode 0600 (default: standard output)")
     get.set_defaults(run=_get)
+
+    run = commands.add_parser("exec", parents=[common, asking], help="run a command with secrets")
+    for word, what in (("--env", "a key's text"), ("--file", "the path of a file in memory with a key")):
+        run.add_argument(
+            word, metavar="NAME=OWNER/TYPE/TAG", action="append", default=[], help=f"a variable with {what}; repeat it"
+        )
+    run.add_argument("--cap", action="store_true", help="then let no later code of this boot ask as this one")
+    run.add_argument("command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="what to run, and its arguments")
+    run.set_defaults(run=_exec)
 
     evidence = commands.add_parser("evidence", parents=[common], help="describe this machine, for enrolment or a check")
     evidence.add_argument("--report-data", metavar="HEX", help="what the evidence is bound to (default: random)")

@@ -167,7 +167,7 @@ def test_every_error_is_documented_with_its_codes() -> None:
 def test_every_command_is_in_the_documents() -> None:
     """Whatever `roomkey` can do is shown somewhere in README or docs."""
     text = "\n".join(path.read_text("utf-8") for path in PAGES)
-    agents = ("unlock", "get", "evidence", "doctor", "cap", "luks check")
+    agents = ("unlock", "get", "evidence", "doctor", "cap", "luks check", "exec")
     typed = [*commands(main), *(f"roomkey-agent {name}" for name in agents)]
     assert [command for command in typed if not re.search(rf"{command}\b", text)] == []
 
