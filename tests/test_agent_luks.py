@@ -110,6 +110,9 @@ GOOD: dict[str, Content] = {
     "PBKDF2 with SHA-512": changed("keyslots.0.kdf", PBKDF2 | {"hash": "sha512"}),
     "a keyslot that is preferred": changed("keyslots.0.priority", 2),
     "large sectors": changed("segments.0.sector_size", 4096),
+    "a keyslot that fills the area": changed("config.keyslots_size", "258048"),
+    "a keyslot that is as small as can be": changed("keyslots.0.area.size", "256000"),
+    "32 tokens": changed("tokens", {str(n): {"type": "clevis", "keyslots": []} for n in range(32)}),
     "a fixed size": changed("segments.0.size", str(MEBIBYTE)),
     "a recovery passphrase": changed("tokens.0", {"type": "systemd-recovery", "keyslots": ["0"]}),
     "a note of our own": changed("tokens.3", {"type": "roomkey", "keyslots": [], "key": "acme/disk/root"}),
@@ -279,6 +282,27 @@ def test_defects_of_more_than_one_member(disk: Path, content: Any, words: str) -
     """Areas over each other, tags without their key, a JSON that can be read in two ways."""
     write(disk, content)
     refused(disk, words)
+
+
+def test_a_keyslots_area_of_broken_blocks(disk: Path) -> None:
+    """Also where everything would fit into it."""
+    write(disk, changed("config.keyslots_size", str(DATA - 2 * SIZE - 512)))
+    refused(disk, "keyslots_size is no number of blocks")
+
+
+def test_a_defect_is_told_with_what_was_expected(disk: Path) -> None:
+    """What stands there, cut to a bearable length, beside what should; and neither where there is nothing to say."""
+    write(disk, changed("segments.0.encryption", "x" * 500))
+    with (
+        pytest.raises(VolumeError, match=f"expected aes-xts-plain64, found {'x' * 128}[^x]"),
+        checked_header(str(disk)),
+    ):
+        pass
+    write(disk, changed("keyslots", {}))
+    with pytest.raises(VolumeError) as caught, checked_header(str(disk)):
+        pass
+    assert "None" not in str(caught.value)
+    assert "expected" not in str(caught.value)
 
 
 @pytest.mark.parametrize("second", [False, True])
