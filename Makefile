@@ -4,11 +4,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PY := .venv/bin/python3
 VECTORS ?= ../shared/vectors
-CODE := agent broker keys tests demo bench fuzz
+CODE := agent broker keys tests demo bench fuzz deploy
 # Every branch of these rooms must be covered: they decide what is genuine, what is wanted, and what is released.
-COVERED := keys/*,agent/luks*.py,broker/verifiers/*,broker/appraisal/*,broker/release.py,broker/attestation.py,broker/evidence.py,broker/replay.py,broker/session.py
+COVERED := keys/*,agent/luks*.py,broker/verifiers/*,broker/appraisal/*,broker/measure/*,broker/release.py,broker/attestation.py,broker/evidence.py,broker/replay.py,broker/session.py
 
-.PHONY: help setup demo test test-slow lint fmt conformance cover bench fuzz lock clean
+.PHONY: help setup demo boot-demo test test-slow lint fmt conformance cover bench fuzz lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,10 @@ setup: ## system packages and .venv
 
 demo: setup ## a measured guest unlocks its disk; a tampered one does not
 	@$(PY) -m demo
+
+boot-demo: setup ## a measured VM unlocks its own disk; ones that were tampered with do not
+	@deploy/boot/setup
+	@$(PY) -m deploy.boot
 
 test: setup ## all fast tests, and the shared vectors where they are
 	@$(PY) -m pytest -q -m "not slow" $(ARGS)

@@ -13,24 +13,20 @@ import json
 import re
 import secrets
 import shutil
-import socket
-import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from demo.stage import BIN, Failed, Stage
-from demo.tap import Message, Tap
+from demo.parts import decision_in, free_port, owner, running_broker, with_cookie_of
+from demo.stage import Failed, Stage
+from demo.tap import Tap
 from tests.fakes.boot import Boot
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
 KEY = "acme/disk/root"
 OTHER_KEY = "globex/disk/root"
 DISK_BYTES = 32 * 1024 * 1024
-START_SECONDS = 15.0
 PCRS = "0,2,4,7,8,9"
 IMAGE = "debian-12"
 DENIED = 14  # exit status of the agent when a release rule says no
@@ -68,7 +64,7 @@ def _story(room: Path, stage: Stage) -> None:
     stage.expect((maker / "issuercert.pem").exists(), "a TPM with an EK certificate from its maker's CA")
 
     stage.chapter("The owner's side: a broker that trusts nothing yet")
-    port = _free_port()
+    port = free_port()
     broker = room / "broker"
     stage.run("roomkey", "init", broker, "--port", str(port))
     config = broker / "broker.toml"
@@ -79,7 +75,7 @@ def _story(room: Path, stage: Stage) -> None:
         settings.replace("ek_intermediate_files = []", f'ek_intermediate_files = ["{maker / "issuercert.pem"}"]')
     )
     stage.tell("The operator lists the TPM maker's certificates in broker.toml, and starts it.")
-    with SoftwareTpm(room / "tpm") as tpm, _broker(config, port, broker / "tls" / "ca.pem"):
+    with SoftwareTpm(room / "tpm") as tpm, running_broker(config, port, broker / "tls" / "ca.pem"):
         _tell(room, stage, tpm, broker, port)
 
 
@@ -87,8 +83,8 @@ def _tell(room: Path, stage: Stage, tpm: SoftwareTpm, broker: Path, port: int) -
     ca = broker / "tls" / "ca.pem"
     url = f"https://localhost:{port}"
     stage.expect(True, f"the broker answers on {url}, TLS 1.3, SQLite")
-    acme = _owner(stage, room, broker, "acme", url)
-    globex = _owner(stage, room, broker, "globex", url, quiet=True)
+    acme = owner(stage, room, broker, "acme", url)
+    globex = owner(stage, room, broker, "globex", url, quiet=True)
 
     stage.chapter("A disk, and its key")
     passphrase = base64.b64encode(secrets.token_bytes(32))
@@ -172,16 +168,16 @@ def _refusals(
     stage.expect(again.status == 401, "the challenge was burnt by its first use")
     stage.tell("Then it opens a new session, and sends the old evidence there.")
     fresh = tap.send("POST", asked.path, asked.headers, asked.body)
-    again = tap.send("POST", recorded.path, _with_cookie_of(fresh, recorded), recorded.body)
+    again = tap.send("POST", recorded.path, with_cookie_of(fresh, recorded), recorded.body)
     stage.show(f"{again.status} {again.answer.decode()}")
-    shown = _explain(stage, _decision_in(again.answer.decode()), acme)
+    shown = _explain(stage, decision_in(again.answer.decode()), acme)
     stage.expect(again.status == 401 and "nonce" in shown, "old evidence does not answer a new challenge")
     stage.tell("At last it writes the new nonce beside the old quote.")
     fresh = tap.send("POST", asked.path, asked.headers, asked.body)
     message = json.loads(recorded.body)
     message["runtime-data"]["nonce"] = json.loads(fresh.answer)["nonce"]
-    again = tap.send("POST", recorded.path, _with_cookie_of(fresh, recorded), json.dumps(message).encode())
-    shown = _explain(stage, _decision_in(again.answer.decode()), acme)
+    again = tap.send("POST", recorded.path, with_cookie_of(fresh, recorded), json.dumps(message).encode())
+    shown = _explain(stage, decision_in(again.answer.decode()), acme)
     stage.expect(again.status == 401 and "extraData" in shown, "the TPM signed the old nonce, and nothing else counts")
 
     stage.chapter("Refused: another machine in the same state")
@@ -203,7 +199,7 @@ def _refusals(
     done = stage.run("roomkey-agent", "get", OTHER_KEY, *map(str, tapped))
     shown = _explained(stage, done, globex)
     stage.expect(done.returncode == DENIED and done.stdout == "", "acme's machine gets nothing of globex")
-    missing = stage.run("roomkey", "decision", "show", _decision_in(done.stderr), env=acme)
+    missing = stage.run("roomkey", "decision", "show", decision_in(done.stderr), env=acme)
     stage.expect(missing.returncode != 0, "and acme cannot even read that decision: it is globex's")
 
     stage.chapter("And the good guest still starts")
@@ -231,85 +227,21 @@ def _refusals(
     stage.run("roomkey", "decision", "list", env=acme)
 
 
-def _owner(
-    stage: Stage, room: Path, broker: Path, name: str, url: str, *, quiet: bool = False
-) -> dict[str, str]:  # fmt: skip
-    home = room / name
-    home.mkdir()
-    identity = home / "identity.toml"
-    env = {"HOME": str(home), "ROOMKEY_IDENTITY": str(identity)}
-    ca, config = broker / "tls" / "ca.pem", broker / "broker.toml"
-    made = stage.run("roomkey", "identity", "new", name, "--broker", url, "--ca", ca, env=env, quiet=quiet)
-    public = home / "identity.public.jwk"
-    added = stage.run("roomkey", "owner", "add", name, "--key", public, "--config", config, quiet=quiet)
-    stage.expect(made.returncode == 0 and added.returncode == 0, f"{name} is an owner: the broker knows its public key")
-    return env
-
-
-@contextmanager
-def _broker(config: Path, port: int, ca: Path) -> Iterator[None]:
-    with (config.parent / "log").open("wb") as output:
-        process = subprocess.Popen(
-            [str(BIN / "roomkey"), "serve", "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            _wait(process, port, ca, config.parent / "log")
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], port: int, ca: Path, log: Path) -> None:
-    context = ssl.create_default_context(cafile=str(ca))
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with (
-                socket.create_connection(("127.0.0.1", port), 1) as plain,
-                context.wrap_socket(plain, server_hostname="127.0.0.1"),
-            ):
-                return
-        except OSError:
-            time.sleep(0.05)
-    print(log.read_text(), file=sys.stderr)
-    raise Failed("the broker starts")
-
-
 def _newest(stage: Stage, env: dict[str, str], kind: str) -> dict[str, str]:
     listed = stage.run("roomkey", "decision", "list", "--json", env=env, quiet=True)
     decisions: list[dict[str, str]] = json.loads(listed.stdout)["decisions"]
     return next(decision for decision in decisions if decision["kind"] == kind)
 
 
-def _with_cookie_of(fresh: Message, recorded: Message) -> dict[str, str]:
-    cookie = next(value for name, value in fresh.answer_headers.items() if name.lower() == "set-cookie")
-    return {**recorded.headers, "Cookie": cookie.partition(";")[0]}
-
-
 def _explained(
     stage: Stage, done: subprocess.CompletedProcess[str], env: dict[str, str], *, whole: bool = False
 ) -> str:
-    return _explain(stage, _decision_in(done.stderr), env, whole=whole)
+    return _explain(stage, decision_in(done.stderr), env, whole=whole)
 
 
 def _explain(stage: Stage, decision: str, env: dict[str, str], *, whole: bool = False) -> str:
     """What the owner reads about a decision; printed from its summary on, or whole."""
     return stage.run("roomkey", "decision", "show", decision, env=env, after="" if whole else "What differs").stdout
-
-
-def _decision_in(text: str) -> str:
-    found = re.search(r"d-[a-z2-7]{20}", text)
-    if found is None:
-        raise Failed("the answer names a decision")
-    return found[0]
 
 
 def _how(said: str) -> str:
@@ -335,13 +267,6 @@ def _forms(passphrase: bytes) -> tuple[bytes, ...]:
         base64.b64encode(passphrase).rstrip(b"="),
         base64.urlsafe_b64encode(raw).rstrip(b"="),
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from agent import luks
 from broker.appraisal.images import parse_image
 from broker.claims import Binding, Endorsements
 from broker.endorsements.bundle import read_bundle
+from broker.measure.authenticode import authenticode
+from broker.measure.bzimage import patched
 from broker.signing import Signer
 from broker.trace import Trace
 from broker.verifiers import hcl
@@ -42,6 +44,7 @@ from keys import b64, envelope, strictjson
 from keys.errors import RoomkeyError
 from tests.fakes import luks as disk
 from tests.fakes.amd import kbs_json, raw_evidence, tsm_evidence
+from tests.fakes.pe import kernel, pe
 from tests.vectors import VECTORS
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -212,6 +215,11 @@ def _luks_header(data: bytes) -> None:
         os.close(copied)
 
 
+def _kernel(data: bytes) -> None:
+    authenticode(data, "sha256")
+    authenticode(patched(data, 4096, 512), "sha256")
+
+
 def _text(read: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: read(data.decode("utf-8", "replace"))
 
@@ -306,6 +314,7 @@ TARGETS: dict[str, Target] = {
     ),
     "broker-keys": Target(envelope.load_keys, made=lambda: (strictjson.compact(SIGNER.jwks()),), max_bytes=4096),
     "luks-header": Target(_luks_header, made=_luks_texts, max_bytes=disk.SIZE - 4096),
+    "kernel": Target(_kernel, made=lambda: (pe(), pe(signature=b"s" * 64), kernel()), max_bytes=4096),
     "envelope": Target(envelope.unpack, made=_envelopes, max_bytes=4096),
     "statement": Target(_text(_statement), made=_statements, max_bytes=4096),
     "release": Target(lambda data: envelope.Release.from_json(_json(data)), made=_releases, max_bytes=4096),

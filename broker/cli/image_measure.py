@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from broker.cli.image_evidence import store_image
+from broker.cli.image_measure_tpm import measure_tpm
 from broker.cli.options import Command, identity_at, identity_file, json_flag, read_input, why
 from broker.owner_client import OwnerClient
 from broker.terminal import next_step, print_json
@@ -213,13 +214,16 @@ _vcpu_sig = click.option("--vcpu-sig", type=Number(), help="Its CPUID signature 
 
 @click.group()
 def measure() -> None:
-    """Compute the launch digest of an AMD guest, instead of copying it from one.
+    """Compute what a guest's evidence will show from its files, instead of copying it from a guest.
 
     \b
     Example:
       roomkey image measure snp --firmware OVMF.amdsev.fd --kernel vmlinuz --initrd initrd.img \\
           --append "root=/dev/mapper/root ro" --vcpus 4 --vcpu-type EPYC-Milan --put web
     """
+
+
+measure.add_command(measure_tpm)
 
 
 @measure.command()

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make boot-demo`: a measured VM unlocks its own disk; what the host does to it, or to its disk, is refused.
+
+Real parts only: QEMU, OVMF, a TPM with its maker's certificates, Debian's kernel, the agent in an initramfs, a broker
+on this machine's loopback. The image is predicted from the files before the first boot. Exits non-zero if anything
+comes out otherwise than told.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from demo.parts import decision_in, free_port, owner, running_broker, with_cookie_of
+from demo.stage import Failed, Stage
+from demo.tap import Tap
+from deploy.boot import disk, initramfs, vm
+from deploy.boot.cpio import archive, regular
+from tests.fakes.luks import rewrite
+from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
+
+KEY = "acme/disk/root"
+IMAGE = "web"
+APPEND = "console=ttyS0 panic=-1 quiet"
+OTHER_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE.fd")
+SECONDS_TO_KEY = 12  # that the agent tries
+NAMES = ("web-1", "web-2")  # the owner's machines; as many run at a time
+STRANGER = "web-9"
+KERNEL = Path(__file__).resolve().parent.parent.parent / ".state/boot/kernel"
+
+
+class Try(NamedTuple):
+    """What the host does, and what must come of it. `said`: on the console. `differs`: what the owner reads."""
+
+    name: str
+    machine: vm.Machine
+    said: str
+    differs: str = ""
+
+
+def main() -> int:
+    base = KERNEL.parent.parent
+    room = base / f"boot-demo-{secrets.token_hex(4)}"
+    room.mkdir(parents=True)
+    stage = Stage({f"{room}/": "", str(room): "."})
+    began = time.monotonic()
+    try:
+        _story(room, stage)
+    except Failed:
+        print("\nThe demo failed: the step above came out otherwise. What it left behind is in", room, file=sys.stderr)
+        return 1
+    shutil.rmtree(room)
+    print(f"\nAll {len(stage.steps)} steps came out as told, in {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+def _story(room: Path, stage: Stage) -> None:
+    stage.chapter("Machines with a TPM, and a broker")
+    maker = room / "tpm-maker"
+    for name in (*NAMES, STRANGER):
+        set_up_with_swtpm_setup(room / name, maker)
+    stage.expect(True, "TPMs with EK certificates of their maker's CA")
+    port, broker = free_port(), room / "broker"
+    _init(stage, broker, port, room)
+    with running_broker(broker / "broker.toml", port, broker / "tls" / "ca.pem"), Tap(port, broker / "tls") as tap:
+        stage.expect(True, f"a broker on this machine's loopback; the VMs know it as {':'.join(map(str, vm.BROKER))}")
+        acme = owner(stage, room, broker, "acme", f"https://localhost:{port}")
+        _tell(room, stage, broker, tap, acme)
+
+
+def _init(stage: Stage, broker: Path, port: int, room: Path) -> None:
+    hosts = [word for host in ("localhost", "127.0.0.1", vm.BROKER[0]) for word in ("--host", host)]
+    stage.run("roomkey", "init", broker, *hosts, "--listen", "127.0.0.1", "--port", str(port), quiet=True)
+    config, maker = broker / "broker.toml", room / "tpm-maker"
+    text = config.read_text()
+    for setting, file in (
+        ("ek_root_files", "swtpm-localca-rootca-cert.pem"),
+        ("ek_intermediate_files", "issuercert.pem"),
+    ):
+        text = text.replace(f"{setting} = []", f'{setting} = ["{maker / file}"]')
+    config.write_text(text)
+
+
+def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]) -> None:
+    stage.chapter("A disk, and its key")
+    passphrase, proof = base64.b64encode(secrets.token_bytes(32)), f"only inside: {secrets.token_hex(16)}"
+    root = room / "root.img"
+    disk.make(root, proof, passphrase)
+    stage.run("roomkey", "key", "put", KEY, stdin=passphrase, env=acme)
+    checked = json.loads(stage.run("roomkey-agent", "luks", "check", root, "--json", quiet=True).stdout)
+    done = stage.run("roomkey", "volume", "pin", KEY, checked["pin"], env=acme)
+    stage.expect(done.returncode == 0, "a LUKS2 disk; the broker keeps its key, and which volume it is for")
+
+    stage.chapter("What will boot, predicted")
+    kernel = next((KERNEL / "boot").glob("vmlinuz-*"))
+    initrd = room / "initrd.zst"
+    stage.tell("The initramfs: busybox, cryptsetup, the kernel's modules, the agent with its Python and settings.")
+    initrd.write_bytes(initramfs.build(KERNEL, _settings(broker)))
+    stage.expect(True, f"an initramfs of {initrd.stat().st_size / 1e6:.1f} MB, all from Debian's packages")
+    good = vm.Machine(room / NAMES[0], kernel, initrd, APPEND, root, tap.port)
+    recorded = _boot(room, "record", good._replace(append=f"{APPEND} roomkey.record"))
+    firmware = re.search(r"boot: PCR 0 ([0-9A-F]{64})", recorded.console)
+    stage.expect(firmware is not None, "PCR 0 recorded once, for this firmware and this shape of VM")
+    done = stage.run(
+        "roomkey", "image", "measure", "tpm", "--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--memory",
+        str(vm.MEMORY_MIB), "--pcr0", firmware[1] if firmware else "", "--once-per-boot", "--put", IMAGE, env=acme,
+    )  # fmt: skip
+    stage.expect(done.returncode == 0, "the image: all other PCRs computed from the files")
+    for name in NAMES:
+        evidence = room / f"{name}.json"
+        with SoftwareTpm(room / name) as tpm:
+            stage.run(
+                "roomkey-agent", "evidence", "--tpm", tpm.address, "--eventlog", "", "--output", evidence, quiet=True
+            )
+        stage.run("roomkey", "instance", "add", name, "--from", evidence, env=acme, quiet=True)
+    shutil.copytree(room / NAMES[0], room / "tpm-before", ignore=_only_state)
+    instances = [word for name in NAMES for word in ("--instance", name)]
+    done = stage.run("roomkey", "rule", "set", KEY, "--platform", "tpm", "--image", IMAGE, *instances, env=acme)
+    stage.expect(done.returncode == 0, f"the rule: {KEY} for these two, if they boot this image")
+
+    stage.chapter("The first boot")
+    booted = _boot(room, "good", good)
+    _show(stage, booted)
+    stage.expect(proof in booted.console, f"let in by the prediction, opened, mounted: its secret line is here "
+                 f"({booted.seconds:.0f} s from power-on to power-off)")  # fmt: skip
+    stage.expect(
+        "boot: asked again, status 14" in booted.console, "the same question later in the same boot gets no answer"
+    )
+    _replayed(stage, tap, acme)
+    _refused(room, stage, good, passphrase, acme)
+
+
+def _settings(broker: Path) -> dict[str, bytes]:
+    address, port = vm.BROKER
+    toml = (
+        f'brokers = ["https://{address}:{port}"]\nca_file = "/etc/roomkey/broker-ca.pem"\ntimeout = {SECONDS_TO_KEY}\n'
+    )
+    return {
+        "etc/roomkey/agent.toml": toml.encode(),
+        "etc/roomkey/broker-ca.pem": (broker / "tls" / "ca.pem").read_bytes(),
+        "etc/roomkey/broker-keys.json": (broker / "signing.pub.json").read_bytes(),
+        "etc/roomkey/key": KEY.encode(),
+    }
+
+
+def _replayed(stage: Stage, tap: Tap, acme: dict[str, str]) -> None:
+    """The host plays the good boot's evidence again, after that VM is gone."""
+    recorded = next(message for message in tap.messages if message.path.endswith("/attest") and message.status == 200)
+    asked = next(message for message in tap.messages if message.path.endswith("/auth"))
+    fresh = tap.send("POST", asked.path, asked.headers, asked.body)
+    again = tap.send("POST", recorded.path, with_cookie_of(fresh, recorded), recorded.body)
+    shown = _read(stage, decision_in(again.answer.decode()), acme)
+    stage.expect(again.status == 401 and "nonce" in shown, "its recorded traffic, replayed: refused, the nonce is old")
+
+
+def _refused(room: Path, stage: Stage, good: vm.Machine, passphrase: bytes, acme: dict[str, str]) -> None:
+    stage.chapter(f"What a host can do, {len(NAMES)} machines at a time")
+    impostor = room / "impostor"
+    _init(stage, impostor, other := free_port(), room)
+    with running_broker(impostor / "broker.toml", other, impostor / "tls" / "ca.pem"):
+        _judge(room, stage, acme, list(_host(room, good, passphrase, other)))
+
+    stage.chapter("A disk from before its key was changed")
+    changed = base64.b64encode(secrets.token_bytes(32))
+    rotated = _copy(good.disk, room / "rotated.img")
+    disk.change_key(rotated, passphrase, changed)
+    stage.run("roomkey", "key", "put", KEY, stdin=changed, env=acme)
+    _judge(room, stage, acme, [
+        Try("the disk with its new key: opens", good._replace(disk=rotated), "boot: opened"),
+        Try("the disk rolled back", good, "the key does not open this volume"),
+    ])  # fmt: skip
+
+
+def _host(room: Path, good: vm.Machine, passphrase: bytes, impostor: int) -> Sequence[Try]:
+    """What the host changes, one thing a boot."""
+    another = room / "another.img"
+    disk.make(another, "the host's own", passphrase)  # even with the right key: it is not this volume
+    null = _copy(good.disk, room / "null.img")
+    rewrite(null, lambda header: header["segments"]["0"].update(encryption="cipher_null-ecb"))
+    backdoor = room / "initrd.backdoor"
+    data = good.initrd.read_bytes()
+    backdoor.write_bytes(data + bytes(-len(data) % 4) + archive([regular("etc/profile", b"a back door\n")]))
+    kernel = bytearray(good.kernel.read_bytes())
+    version = 0x200 + int.from_bytes(kernel[0x20E:0x210], "little")
+    kernel[version] ^= 1  # its version's text: the smallest other kernel
+    patched = room / "vmlinuz.patched"
+    patched.write_bytes(kernel)
+    denied = "does not release the key"
+    return (
+        Try("command line", good._replace(append=f"{APPEND} init=/bin/sh"), denied, "command line"),
+        Try("initrd", good._replace(initrd=backdoor), denied, "initrd"),
+        Try("kernel", good._replace(kernel=patched), denied, "kernel"),
+        Try("firmware", good._replace(firmware=OTHER_FIRMWARE), denied, "PCR 0"),
+        Try("another machine", good._replace(tpm=room / STRANGER), denied, "instance"),
+        Try("the TPM's memory rolled back", good._replace(tpm=room / "tpm-before"), denied, "TPM's clock"),
+        Try("disk swapped", good._replace(disk=another), "another volume than the one that the key belongs to"),
+        Try("null cipher in the header", good._replace(disk=null), "cipher_null-ecb"),
+        Try("an impostor for a broker", good._replace(port=impostor), "certificate"),
+        Try("no broker at all", good._replace(port=0), "cannot be reached"),
+    )
+
+
+def _judge(room: Path, stage: Stage, acme: dict[str, str], tries: Sequence[Try]) -> None:
+    """Boot them all, each machine one after the other, and read each as its owner would."""
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        running = []
+        for at, one in enumerate(tries):
+            machine = one.machine
+            if machine.tpm.name in NAMES:
+                machine = machine._replace(tpm=room / NAMES[at % len(NAMES)])
+            running.append(pool.submit(_boot, room, re.sub(r"\W+", "-", one.name), machine))
+        for one, future in zip(tries, running, strict=True):
+            booted = future.result()
+            print(f"   {one.name} ({booted.seconds:.0f} s)", flush=True)
+            _show(stage, booted)
+            opened = "boot: opened" in booted.console
+            stage.expect(opened is one.said.startswith("boot: opened") and one.said in booted.console, _came(one))
+            if one.differs:
+                shown = _read(stage, decision_in(booted.console), acme)
+                stage.expect(one.differs in shown, f"the owner reads: {one.differs}")
+
+
+def _came(one: Try) -> str:
+    if one.said.startswith("boot: opened"):
+        return one.name
+    return f"{one.name}: no key from the broker" if one.differs else f"{one.name}: the guest itself refuses"
+
+
+def _read(stage: Stage, decision: str, acme: dict[str, str]) -> str:
+    """What differs, as `decision show` says it."""
+    shown = stage.run("roomkey", "decision", "show", decision, env=acme, quiet=True).stdout
+    differs = shown[max(shown.find("What differs"), 0) :].partition("\n\n")[0]
+    stage.show(differs)
+    return differs
+
+
+_IN_USE: defaultdict[Path, Lock] = defaultdict(Lock)  # a TPM is in one machine at a time
+
+
+def _boot(room: Path, name: str, machine: vm.Machine) -> vm.Booted:
+    with _IN_USE[machine.tpm]:
+        return vm.boot(machine, room / f"vm-{name}")
+
+
+def _only_state(_: str, names: list[str]) -> list[str]:
+    """For a copy of a TPM: all but its memory is left out."""
+    return [name for name in names if not name.endswith(".permall")]
+
+
+def _copy(disk_file: Path, target: Path) -> Path:
+    shutil.copyfile(disk_file, target)
+    return target
+
+
+def _show(stage: Stage, booted: vm.Booted) -> None:
+    """The lines of the console that are for people."""
+    lines = [line.strip() for line in booted.console.splitlines()]
+    stage.show("\n".join(line for line in lines if re.match(r"boot:|roomkey-agent:|only inside:", line)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

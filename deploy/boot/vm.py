@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One boot of a measured VM: QEMU with OVMF, a software TPM, a kernel given by the host, a disk, and one address.
+
+The guest reaches BROKER and nothing else: each connection to it is a pipe to a port of this machine's loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+BROKER = ("10.0.2.100", 8443)  # as the guest sees it
+MEMORY_MIB = 512
+FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+BOOT_SECONDS = 90.0  # then QEMU is killed: a firmware that refuses waits for ever
+
+
+class Machine(NamedTuple):
+    """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere."""
+
+    tpm: Path
+    kernel: Path
+    initrd: Path
+    append: str
+    disk: Path
+    port: int
+    firmware: Path = FIRMWARE
+    memory: int = MEMORY_MIB
+
+
+class Booted(NamedTuple):
+    """`console`: all that the serial console showed. `seconds` from power-on to power-off."""
+
+    console: str
+    seconds: float
+
+
+def accelerator(cpuinfo: str, kvm: Path = Path("/dev/kvm")) -> tuple[str, ...]:
+    """KVM only where the processor has virtualization and the device opens; a device alone may be of a KVM in software,
+    under which no firmware runs.
+    """
+    words = set(cpuinfo.split())
+    if words & {"svm", "vmx"} and os.access(kvm, os.R_OK | os.W_OK):
+        return ("-accel", "kvm", "-cpu", "host")
+    return ("-accel", "tcg,thread=multi", "-cpu", "max")
+
+
+def boot(machine: Machine, room: Path) -> Booted:
+    """Power on, wait for power-off. `room`: a new folder for this boot's files. Raises RuntimeError."""
+    room.mkdir()
+    variables = room / "vars.fd"
+    shutil.copyfile(str(machine.firmware).replace("_CODE", "_VARS"), variables)
+    control = room / "tpm"
+    began = time.monotonic()
+    with subprocess.Popen(
+        ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={machine.tpm}", "--ctrl", f"type=unixio,path={control}",
+         "--terminate"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as swtpm:  # fmt: skip
+        try:
+            _wait_for(control, swtpm)
+            console = _qemu(command(machine, variables, control), room / "console")
+        finally:
+            swtpm.terminate()
+    return Booted(console, time.monotonic() - began)
+
+
+def command(machine: Machine, variables: Path, control: Path) -> list[str]:
+    """QEMU's command line."""
+    address, port = BROKER
+    relay = f",guestfwd=tcp:{address}:{port}-cmd:/bin/busybox nc 127.0.0.1 {machine.port}" if machine.port else ""
+    return [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35",
+        *accelerator(Path("/proc/cpuinfo").read_text()), "-m", str(machine.memory), "-smp", "1",
+        "-display", "none", "-serial", "stdio", "-no-reboot",
+        "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={machine.firmware}",
+        "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
+        "-chardev", f"socket,id=tpm,path={control}", "-tpmdev", "emulator,id=tpm,chardev=tpm",
+        "-device", "tpm-crb,tpmdev=tpm",
+        "-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append,
+        "-drive", f"if=none,id=disk,format=raw,file={machine.disk},snapshot=on",
+        "-device", "virtio-blk-pci,drive=disk",
+        "-netdev", f"user,id=net,restrict=on{relay}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-device", "virtio-rng-pci",
+    ]  # fmt: skip
+
+
+def _qemu(words: list[str], console: Path) -> str:
+    with console.open("wb") as output:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            process.wait(BOOT_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass  # what the console shows until now is the result
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    text = console.read_text("utf-8", "replace")
+    if process.returncode not in {0, -signal.SIGKILL}:
+        raise RuntimeError(f"QEMU ended with {process.returncode}: {text[-500:]}")
+    return text
+
+
+def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 10
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError("swtpm does not start")
+        time.sleep(0.01)
