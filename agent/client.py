@@ -101,6 +101,7 @@ def fetch(
     tls = tls_context(settings.ca_file) if any(target.secure for target in targets) else None
     backoff = FIRST_BACKOFF
     stale = 0
+    known: RoomkeyError | None = None
     while True:
         failure: RoomkeyError = Unavailable("no broker answered")
         again = False
@@ -116,7 +117,9 @@ def fetch(
                         raise
                     failure, again = error, True
                 except Unavailable as error:
-                    failure, again = error, True
+                    # That time ran out in a later round says less than what went wrong in the one before.
+                    failure = error if known is None or deadline.remaining() > 0 else known
+                    again = True
                     wait = max(wait, getattr(error, "after", 0.0))
                 except ProtocolError as error:
                     failure = error
@@ -127,6 +130,7 @@ def fetch(
         pause = max(wait, jitter)
         if not again or pause > room:
             raise failure
+        known = failure
         deadline.pause(pause, "the broker")
         backoff = min(2 * backoff, LONGEST_BACKOFF)
 

@@ -21,7 +21,7 @@ from agent import luks
 from broker.appraisal.images import parse_image
 from broker.claims import Binding, Endorsements
 from broker.endorsements.bundle import read_bundle
-from broker.measure.authenticode import authenticode
+from broker.measure.authenticode import authenticode, sections
 from broker.measure.bzimage import patched
 from broker.signing import Signer
 from broker.trace import Trace
@@ -216,7 +216,7 @@ def _luks_header(data: bytes) -> None:
 
 
 def _kernel(data: bytes) -> None:
-    authenticode(data, "sha256")
+    sections(data)
     authenticode(patched(data, 4096, 512), "sha256")
 
 

@@ -281,6 +281,26 @@ def test_brokers_that_are_down_are_tried_until_the_deadline(guest: Guest, monkey
         assert len(kbs.asked("auth")) >= 3
 
 
+def test_time_that_runs_out_does_not_hide_why(guest: Guest) -> None:
+    """When no time is left for another round, what is said is why the last whole one failed."""
+    deadline = Deadline(5)
+
+    class Slow(TpmAttester):
+        asked = 0
+
+        def request(self, path: ResourcePath) -> Request:
+            self.asked += 1
+            if self.asked > 1:
+                deadline._end = 0
+                deadline.left("the TPM")
+            return super().request(path)
+
+    settings = guest.settings._replace(brokers=("https://127.0.0.1:9",))
+    with Slow(settings, deadline) as attester, pytest.raises(Unavailable, match="cannot be reached"):
+        fetch(settings, attester, PATH, deadline)
+    assert attester.asked == 2
+
+
 def test_pauses_grow_and_are_jittered(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause is drawn between nothing and a limit that doubles, up to the longest."""
     drawn: list[float] = []

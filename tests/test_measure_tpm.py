@@ -18,8 +18,13 @@ from broker.cli import main
 from broker.measure.authenticode import authenticode
 from broker.measure.bzimage import patched
 from broker.measure.direct_boot import MAX_APPEND_BYTES, Event, events, value
+from broker.measure.uki_boot import uki_events
+from broker.verifiers.tpm_structures import HASHES as _TPM_HASHES
+from broker.verifiers.uki import predict_pcr11
 from keys.errors import ConfigError
-from tests.fakes.pe import CERTIFICATES, CHECKSUM, HEADERS, OPTIONAL, PE, TABLE, kernel, pe
+from tests.fakes.pe import CERTIFICATES, CHECKSUM, HEADERS, OPTIONAL, PE, TABLE, kernel, pe, uki
+
+HASHES = {known.name.lower(): known for known in _TPM_HASHES.values()}
 
 SHA256 = "sha256"
 SEPARATOR_ONLY = "3d458cfe55cc03ea1f443f1562beec8df51c75e14a9fcf9a7234a13f198e7969"
@@ -171,6 +176,79 @@ def test_a_value_is_the_chain_of_its_events() -> None:
     one, two = (Event(hashlib.sha256(name).digest(), "", "") for name in (b"1", b"2"))
     first = hashlib.sha256(bytes(32) + one.digest).digest()
     assert value((one, two), SHA256) == hashlib.sha256(first + two.digest).digest()
+
+
+STUB = {".sbat": b"sbat,1", ".sdmagic": b"#### LoaderInfo: systemd-stub 252.39-1~deb12u2 ####"}
+PARTS = {".osrel": b"ID=debian", ".cmdline": b"quiet\n", ".linux": kernel(), ".initrd": b"initrd"}
+
+
+def test_a_unified_kernel_image() -> None:
+    """Its kernel, command line and initrd are where a direct boot has them, and each section is in PCR 11."""
+    image = uki(STUB | PARTS)
+    predicted = uki_events(image, (), SHA256)
+    assert [event.digest for event in predicted[4][2:]] == [authenticode(image, SHA256), authenticode(kernel(), SHA256)]
+    assert predicted[7] == events(kernel(), b"initrd", "quiet", 512, SHA256)[7]
+    assert [event.digest for event in predicted[9]] == [
+        hashlib.sha256("quiet\0".encode("utf-16-le")).digest(),
+        hashlib.sha256(b"initrd").digest(),
+    ]
+    assert value(predicted[11], SHA256) == predict_pcr11(PARTS, (), HASHES[SHA256])
+    assert predicted[12] == ()
+
+
+def test_a_newer_stub_measures_more_sections() -> None:
+    """From 255 on the stub's own sections count, and systemd's phases come behind."""
+    parts = STUB | PARTS | {".sdmagic": b"#### LoaderInfo: systemd-stub 257.1 ####"}
+    measured = {name: data for name, data in parts.items() if name != ".sdmagic"}
+    predicted = uki_events(uki(parts), ("enter-initrd",), SHA256)
+    assert value(predicted[11], SHA256) == predict_pcr11(measured, ("enter-initrd",), HASHES[SHA256])
+
+
+@pytest.mark.parametrize(
+    ("parts", "phases", "why"),
+    [
+        (STUB | PARTS, ("lunch",), "no phase"),
+        (STUB | {".linux": kernel(), ".initrd": b"i"}, (), "no unified kernel image"),
+        (STUB | PARTS | {".cmdline": b"\xff"}, (), "not ASCII"),
+        (PARTS, (), "not known what this stub"),
+        (PARTS | {".sdmagic": b"LoaderInfo: systemd-stub 254.1"}, (), "not known what this stub"),
+        (STUB | PARTS | {".linux": b"no kernel"}, (), "nothing that UEFI firmware starts"),
+    ],
+)
+def test_an_image_that_cannot_be_predicted(parts: dict[str, bytes], phases: tuple[str, ...], why: str) -> None:
+    """What is not known to be measured in one way only is refused."""
+    with pytest.raises(ConfigError, match=why):
+        uki_events(uki(parts), phases, SHA256)
+
+
+def test_two_sections_of_one_name() -> None:
+    """Which of the two the stub would take is not ours to guess."""
+    with pytest.raises(ConfigError, match="two sections"):
+        uki_events(pe(named=(".linux", ".linux")), (), SHA256)
+
+
+def test_a_unified_kernel_image_becomes_an_image(tmp_path: Path) -> None:
+    """PCR 11 stands beside PCR 4, and PCR 12 stays zero: no command line from outside."""
+    file = tmp_path / "web.efi"
+    file.write_bytes(uki(STUB | PARTS))
+    result = CliRunner().invoke(main, ["image", "measure", "tpm", "--uki", str(file), "--toml"])
+    registers = parse_image(result.stdout).registers
+    assert {"sha256:4", "sha256:11"} <= registers.keys()
+    assert registers["sha256:12"].values == ("00" * 32,)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--kernel", "k"),
+        ("--uki", "u", "--memory", "1"),
+        ("--phase", "sysinit", "--kernel", "k", "--initrd", "i", "--memory", "1"),
+    ],
+)
+def test_what_is_booted_is_said_once(options: tuple[str, ...]) -> None:
+    """A kernel with its parts, or a UKI: neither and both are mistakes of use."""
+    assert CliRunner().invoke(main, ["image", "measure", "tpm", *options]).exit_code == 2
 
 
 def measure(folder: Path, *options: str) -> Result:

@@ -13,7 +13,7 @@ EK templates and NV indices: TCG EK Credential Profile for TPM Family 2.0, level
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from agent import tpm2
@@ -35,7 +35,7 @@ from agent.tpm2_marshal import (
 )
 from keys import b64
 from keys.binding import activation_proof, activation_proof_key, tpm_qualifying_data
-from keys.errors import AttesterError, ProtocolError
+from keys.errors import AttesterError, ProtocolError, RoomkeyError
 from keys.jwe import ACTIVATION_BYTES
 from keys.messages import MAX_CERTIFICATES, Challenge, Request, ResourcePath, TpmDeclaration
 from keys.tee import Tee
@@ -128,7 +128,10 @@ class TpmAttester:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        # A key that cannot be flushed, because no time is left, is no reason to lose a secret or another error: the
+        # kernel's resource manager flushes it when its device is closed, which happens whatever is raised.
+        with suppress(RoomkeyError):
+            self._stack.close()
 
     @property
     def ak_name(self) -> bytes:

@@ -16,6 +16,7 @@ from broker.appraisal.image_tpm import BANKS
 from broker.cli.image_evidence import store_image
 from broker.cli.options import identity_at, identity_file, json_flag, read_input, why
 from broker.measure.direct_boot import Event, events, value
+from broker.measure.uki_boot import uki_events
 from broker.owner_client import OwnerClient
 from broker.terminal import next_step, print_json, table
 from keys.errors import ConfigError
@@ -29,10 +30,14 @@ _file = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("tpm")
-@click.option("--kernel", type=_file, required=True, help="The kernel that QEMU loads (-kernel).")
-@click.option("--initrd", type=_file, required=True, help="Its initrd (-initrd).")
+@click.option("--kernel", type=_file, help="The kernel that QEMU loads (-kernel).")
+@click.option("--initrd", type=_file, help="Its initrd (-initrd).")
 @click.option("--append", default="", help="Its command line (-append).")
-@click.option("--memory", type=click.IntRange(min=1), required=True, metavar="MIB", help="The VM's memory (-m).")
+@click.option("--memory", type=click.IntRange(min=1), metavar="MIB", help="The VM's memory (-m).")
+@click.option("--uki", type=_file, help="Instead of all these: a unified kernel image, started from a disk.")
+@click.option(
+    "--phase", "phases", multiple=True, metavar="NAME", help="A phase that its systemd has measured by then; repeat it."
+)
 @click.option("--pcr0", metavar="HEX", help="PCR 0 as this firmware leaves it in a VM of this shape.")
 @click.option("--once-per-boot", is_flag=True, help="For guests that unlock with --cap: let in before that only.")
 @click.option("--bank", type=click.Choice(list(BANKS)), default="sha256", show_default=True)
@@ -42,10 +47,11 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @why
 @identity_file
 def measure_tpm(
-    kernel: Path, initrd: Path, append: str, memory: int, pcr0: str | None, once_per_boot: bool, bank: str,
+    kernel: Path | None, initrd: Path | None, append: str, memory: int | None, uki: Path | None,
+    phases: tuple[str, ...], pcr0: str | None, once_per_boot: bool, bank: str,
     as_json: bool, as_toml: bool, put_as: str | None, why: str, identity_path: Path | None,
 ) -> None:  # fmt: skip
-    """TPM: the PCRs after QEMU and OVMF (q35, Secure Boot off) boot a kernel that the host hands over.
+    """TPM: the PCRs after QEMU and OVMF (q35, Secure Boot without keys) boot a kernel, or a UKI from a disk.
 
     \b
     PCR 0 cannot be computed: firmware measures itself as it runs, with the VM's memory and CPUs. Read it once from a
@@ -54,18 +60,24 @@ def measure_tpm(
     \b
     Example:
       roomkey image measure tpm --kernel vmlinuz --initrd initrd.img --append "console=ttyS0" --memory 512 --put web
+      roomkey image measure tpm --uki web.efi --put web
     """
     recorded = _recorded(pcr0, bank)
-    predicted = events(
-        read_input(kernel, max_bytes=MAX_KERNEL_BYTES),
-        read_input(initrd, max_bytes=MAX_INITRD_BYTES),
-        append,
-        memory,
-        bank,
-    )
+    if uki is not None:
+        if kernel or initrd or append or memory:
+            raise click.UsageError("A UKI has its kernel, initrd and command line in it: give --uki alone.")
+        predicted = uki_events(read_input(uki, max_bytes=MAX_INITRD_BYTES), phases, bank)
+        description = f"predicted: unified kernel image {uki.name}"
+    elif kernel is None or initrd is None or memory is None:
+        raise click.UsageError("Give --kernel, --initrd and --memory, or --uki.")
+    elif phases:
+        raise click.UsageError("Phases are measured of a UKI only.")
+    else:
+        files = read_input(kernel, max_bytes=MAX_KERNEL_BYTES), read_input(initrd, max_bytes=MAX_INITRD_BYTES)
+        predicted = events(*files, append, memory, bank)
+        description = f"predicted: kernel {kernel.name}, initrd {initrd.name}, {memory} MiB"
     if recorded is None:
         next_step("Note: without --pcr0 the image does not say which firmware starts the kernel.")
-    description = f"predicted: kernel {kernel.name}, initrd {initrd.name}, {memory} MiB"
     text = image_toml(predicted, bank, description[:400], recorded, once_per_boot=once_per_boot)
     if put_as is not None:
         client = OwnerClient(identity_at(identity_path))

@@ -49,6 +49,21 @@ def authenticode(data: bytes, bank: str) -> bytes:
     return digest.digest()
 
 
+def sections(data: bytes) -> dict[str, bytes]:
+    """Name -> content of each section, as it is in memory. Raises ConfigError; also where two have one name."""
+    authenticode(data, "sha256")  # every number that is read here has been checked there
+    pe = _uint(data, 0x3C, 4)
+    table = pe + 24 + _uint(data, pe + 20, 2)
+    found: dict[str, bytes] = {}
+    for at in range(table, table + 40 * _uint(data, pe + 6, 2), 40):
+        name = data[at : at + 8].rstrip(b"\0").decode("ascii", "replace")
+        used, stored, start = (_uint(data, at + offset, 4) for offset in (8, 16, 20))
+        if name in found:
+            raise _unusable(f"two sections named {name}")
+        found[name] = data[start : start + min(used, stored)]
+    return found
+
+
 def _uint(data: bytes, at: int, size: int) -> int:
     if at + size > len(data):
         raise _unusable("it ends too early")

@@ -54,31 +54,40 @@ def events(kernel: bytes, initrd: bytes, append: str, memory: int, bank: str) ->
         raise ConfigError("QEMU takes vga= as its own, and writes it into the kernel", mend="leave vga= out")
     line = (append + BY_FIRMWARE + "\0").encode("utf-16-le")
 
-    def of(data: bytes, kind: str, what: str) -> Event:
-        return Event(hashlib.new(bank, data).digest(), kind, what)
-
-    separator = of(SEPARATOR, "EV_SEPARATOR", "")
     kernel_digest = authenticode(patched(kernel, len(initrd), memory), bank)
     return {
-        2: (separator,),
+        2: (separator(bank),),
         4: (
             Event(kernel_digest, "EV_EFI_BOOT_SERVICES_APPLICATION", "kernel"),
-            of(ACTION, "EV_EFI_ACTION", ACTION.decode()),
-            separator,
+            event(bank, ACTION, "EV_EFI_ACTION", ACTION.decode()),
+            separator(bank),
         ),
-        7: (
-            *(
-                of(_variable(guid, name, data), "EV_EFI_VARIABLE_DRIVER_CONFIG", f"{name}={data.hex() or 'empty'}")
-                for name, guid, data in _VARIABLES
-            ),
-            separator,
-        ),
+        7: secure_boot_off(bank),
         8: (),
         9: (
-            of(line, "EV_EVENT_TAG", f"command line: {append}{BY_FIRMWARE}"),
-            of(initrd, "EV_EVENT_TAG", "initrd"),
+            event(bank, line, "EV_EVENT_TAG", f"command line: {append}{BY_FIRMWARE}"),
+            event(bank, initrd, "EV_EVENT_TAG", "initrd"),
         ),
     }
+
+
+def event(bank: str, data: bytes, kind: str, what: str) -> Event:
+    """The event whose digest is that of `data`."""
+    return Event(hashlib.new(bank, data).digest(), kind, what)
+
+
+def separator(bank: str) -> Event:
+    """What ends the firmware's part of a PCR."""
+    return event(bank, SEPARATOR, "EV_SEPARATOR", "")
+
+
+def secure_boot_off(bank: str) -> tuple[Event, ...]:
+    """PCR 7 without keys of Secure Boot."""
+    variables = (
+        event(bank, _variable(guid, name, data), "EV_EFI_VARIABLE_DRIVER_CONFIG", f"{name}={data.hex() or 'empty'}")
+        for name, guid, data in _VARIABLES
+    )
+    return (*variables, separator(bank))
 
 
 def value(sequence: tuple[Event, ...], bank: str) -> bytes:

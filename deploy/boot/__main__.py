@@ -25,13 +25,13 @@ from typing import NamedTuple
 from demo.parts import decision_in, free_port, owner, running_broker, with_cookie_of
 from demo.stage import Failed, Stage
 from demo.tap import Tap
-from deploy.boot import disk, initramfs, vm
+from deploy.boot import disk, initramfs, uki, vm
 from deploy.boot.cpio import archive, regular
 from tests.fakes.luks import rewrite
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
 KEY = "acme/disk/root"
-IMAGE = "web"
+IMAGE, UNIFIED = "web", "web-uki"
 APPEND = "console=ttyS0 panic=-1 quiet"
 OTHER_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE.fd")
 SECONDS_TO_KEY = 12  # that the agent tries
@@ -112,9 +112,10 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     recorded = _boot(room, "record", good._replace(append=f"{APPEND} roomkey.record"))
     firmware = re.search(r"boot: PCR 0 ([0-9A-F]{64})", recorded.console)
     stage.expect(firmware is not None, "PCR 0 recorded once, for this firmware and this shape of VM")
+    pcr0 = firmware[1] if firmware else ""
     done = stage.run(
         "roomkey", "image", "measure", "tpm", "--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--memory",
-        str(vm.MEMORY_MIB), "--pcr0", firmware[1] if firmware else "", "--once-per-boot", "--put", IMAGE, env=acme,
+        str(vm.MEMORY_MIB), "--pcr0", pcr0, "--once-per-boot", "--put", IMAGE, env=acme,
     )  # fmt: skip
     stage.expect(done.returncode == 0, "the image: all other PCRs computed from the files")
     for name in NAMES:
@@ -138,6 +139,7 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
         "boot: asked again, status 14" in booted.console, "the same question later in the same boot gets no answer"
     )
     _replayed(stage, tap, acme)
+    _unified(room, stage, good, pcr0, instances, acme)
     _refused(room, stage, good, passphrase, acme)
 
 
@@ -162,6 +164,30 @@ def _replayed(stage: Stage, tap: Tap, acme: dict[str, str]) -> None:
     again = tap.send("POST", recorded.path, with_cookie_of(fresh, recorded), recorded.body)
     shown = _read(stage, decision_in(again.answer.decode()), acme)
     stage.expect(again.status == 401 and "nonce" in shown, "its recorded traffic, replayed: refused, the nonce is old")
+
+
+def _unified(
+    room: Path, stage: Stage, good: vm.Machine, pcr0: str, instances: Sequence[str], acme: dict[str, str]
+) -> None:  # fmt: skip
+    stage.chapter("The same as a unified kernel image, from a disk")
+    machines = []
+    for name, line in (("web", APPEND), ("other", f"{APPEND} init=/bin/sh")):
+        image, esp = room / f"{name}.efi", room / f"{name}.esp"
+        uki.build(image, good.kernel, good.initrd, line)
+        uki.disk(esp, image)
+        machines.append(good._replace(esp=esp))
+    done = stage.run(
+        "roomkey", "image", "measure", "tpm", "--uki", room / "web.efi", "--pcr0", pcr0, "--once-per-boot", "--put",
+        UNIFIED, env=acme,
+    )  # fmt: skip
+    stage.expect(done.returncode == 0, "predicted too: an image of its own")
+    rule = ("roomkey", "rule", "set", KEY, "--platform", "tpm", *instances, "--image")
+    stage.run(*rule, UNIFIED, env=acme, quiet=True)
+    _judge(room, stage, acme, [
+        Try("the unified kernel image: opens", machines[0], "boot: opened"),
+        Try("another command line in it", machines[1], "does not release the key", ".cmdline"),
+    ])  # fmt: skip
+    stage.run(*rule, IMAGE, env=acme, quiet=True)
 
 
 def _refused(room: Path, stage: Stage, good: vm.Machine, passphrase: bytes, acme: dict[str, str]) -> None:
@@ -207,7 +233,7 @@ def _host(room: Path, good: vm.Machine, passphrase: bytes, impostor: int) -> Seq
         Try("disk swapped", good._replace(disk=another), "another volume than the one that the key belongs to"),
         Try("null cipher in the header", good._replace(disk=null), "cipher_null-ecb"),
         Try("an impostor for a broker", good._replace(port=impostor), "certificate"),
-        Try("no broker at all", good._replace(port=0), "cannot be reached"),
+        Try("no broker at all", good._replace(port=0), "did not answer in time"),
     )
 
 

@@ -21,7 +21,9 @@ BOOT_SECONDS = 90.0  # then QEMU is killed: a firmware that refuses waits for ev
 
 
 class Machine(NamedTuple):
-    """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere."""
+    """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere. `esp`: a
+    disk to boot from, instead of a kernel that is handed over.
+    """
 
     tpm: Path
     kernel: Path
@@ -31,6 +33,7 @@ class Machine(NamedTuple):
     port: int
     firmware: Path = FIRMWARE
     memory: int = MEMORY_MIB
+    esp: Path | None = None
 
 
 class Booted(NamedTuple):
@@ -82,12 +85,20 @@ def command(machine: Machine, variables: Path, control: Path) -> list[str]:
         "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
         "-chardev", f"socket,id=tpm,path={control}", "-tpmdev", "emulator,id=tpm,chardev=tpm",
         "-device", "tpm-crb,tpmdev=tpm",
-        "-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append,
         "-drive", f"if=none,id=disk,format=raw,file={machine.disk},snapshot=on",
         "-device", "virtio-blk-pci,drive=disk",
         "-netdev", f"user,id=net,restrict=on{relay}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",
+        *_start(machine),
     ]  # fmt: skip
+
+
+def _start(machine: Machine) -> list[str]:
+    """What the firmware starts; the encrypted disk stays the first one either way."""
+    if machine.esp is None:
+        return ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append]
+    drive = f"if=none,id=esp,format=raw,file={machine.esp},snapshot=on"
+    return ["-drive", drive, "-device", "virtio-blk-pci,drive=esp,bootindex=0"]
 
 
 def _qemu(words: list[str], console: Path) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 PE = 0x40
 OPTIONAL = PE + 24
@@ -23,8 +23,11 @@ def pe(
     optional_bytes: int = OPTIONAL_BYTES,
     headers: int = HEADERS,
     signature: bytes = b"",
+    named: Sequence[str] = (),
 ) -> bytes:
-    """A PE file. `sections`: (where in the file, bytes). `signature`: a certificate table, at the end."""
+    """A PE file. `sections`: (where in the file, bytes). `signature`: a certificate table, at the end. `named`: what
+    the first sections are called.
+    """
     data = bytearray(at * 7 % 251 for at in range(size))
     data[: TABLE + 40 * len(sections)] = bytes(TABLE + 40 * len(sections))
     data[:2] = b"MZ"
@@ -34,7 +37,9 @@ def pe(
     data[OPTIONAL + 60 : OPTIONAL + 64] = headers.to_bytes(4, "little")
     for index, (start, length) in enumerate(sections):
         at = TABLE + 40 * index
-        data[at + 16 : at + 24] = struct.pack("<II", length, start)
+        name = named[index] if index < len(named) else f".s{index}"
+        data[at : at + 8] = name.encode().ljust(8, b"\0")
+        data[at + 8 : at + 24] = struct.pack("<IIII", length, 0, length, start)
     if signature:
         data[CERTIFICATES : CERTIFICATES + 8] = struct.pack("<II", len(data), len(signature))
     return bytes(data) + signature
@@ -48,3 +53,16 @@ def kernel(*, protocol: int = 0x20F, flags: int = 0x3F, limit: int = 0x7FFFFFFF)
     data[0x22C:0x230] = limit.to_bytes(4, "little")
     data[0x236:0x238] = flags.to_bytes(2, "little")
     return bytes(data)
+
+
+def uki(contents: Mapping[str, bytes]) -> bytes:
+    """A unified kernel image with these sections, each padded in the file and not in memory."""
+    places, at = [], HEADERS
+    for data in contents.values():
+        places.append((at, (len(data) + 0x1FF) // 0x200 * 0x200))
+        at += places[-1][1]
+    image = bytearray(pe(places, size=at, named=tuple(contents)))
+    for index, ((start, stored), data) in enumerate(zip(places, contents.values(), strict=True)):
+        image[start : start + stored] = data.ljust(stored, b"\0")
+        image[TABLE + 40 * index + 8 : TABLE + 40 * index + 12] = len(data).to_bytes(4, "little")
+    return bytes(image)
