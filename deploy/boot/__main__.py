@@ -107,7 +107,8 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     initrd = room / "initrd.zst"
     stage.tell("The initramfs: busybox, cryptsetup, the kernel's modules, the agent with its Python and settings.")
     initrd.write_bytes(initramfs.build(KERNEL, _settings(broker)))
-    stage.expect(True, f"an initramfs of {initrd.stat().st_size / 1e6:.1f} MB, all from Debian's packages")
+    whole, rest = initrd.stat().st_size, len(initramfs.build(KERNEL, _settings(broker), agent=False))
+    stage.expect(True, f"an initramfs of {whole / 1e6:.1f} MB; the agent and its Python are {(whole - rest) / 1e6:.1f}")
     good = vm.Machine(room / NAMES[0], kernel, initrd, APPEND, root, tap.port)
     recorded = _boot(room, "record", good._replace(append=f"{APPEND} roomkey.record"))
     firmware = re.search(r"boot: PCR 0 ([0-9A-F]{64})", recorded.console)
