@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from agent.attesters.registry import Attester
     from agent.release import Opened
+    from agent.volume import Making
+    from keys.report import Report
 
 REPORT_DATA_BYTES = 48  # SHA-384, as in `keys.binding`
 INTERRUPTED = 130
@@ -56,7 +58,43 @@ def _unlock(options: argparse.Namespace, settings: Settings) -> int:
     name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
     if settings.tee is Tee.SEV:  # its one key is gone once it was taken: nothing may be in the way then
         unlock.check_volume(options.device)
-    key, _, pin = _fetch(options, settings, path)
+        got = _fetch(options, settings, path)
+    else:
+        got = _key_for(options, settings, path)
+    return _open(options, settings, path, name, got)
+
+
+def _enroll(options: argparse.Namespace, settings: Settings) -> int:
+    from agent import unlock  # noqa: PLC0415
+    from agent.enroll import file_system  # noqa: PLC0415
+    from agent.volume import Making  # noqa: PLC0415
+
+    path = ResourcePath.parse(options.key)
+    name = unlock.volume_name(options.name or f"roomkey-{path.tag}")
+    kind = "" if options.mkfs is None else file_system(options.mkfs)
+    if settings.tee is Tee.SEV or settings.unsafe_plain_kbs:
+        raise ConfigError("nobody has signed for a new volume", mend="use a platform and a broker that can say it")
+    if kind and not unlock.has_device_mapper():
+        raise ConfigError("this kernel cannot open volumes", expected="device-mapper", mend="leave --mkfs out")
+    got = _key_for(options, settings, path, Making(options.whole, kind, name))
+    return _open(options, settings, path, name, got)
+
+
+def _key_for(
+    options: argparse.Namespace, settings: Settings, path: ResourcePath, making: Making | None = None
+) -> Opened:  # fmt: skip
+    from agent.volume import key_for  # noqa: PLC0415
+
+    def ask(report: Report, session: str) -> Opened:
+        return _fetch(options, settings, path, report, session)
+
+    return key_for(options.device, ask, _say, making)
+
+
+def _open(options: argparse.Namespace, settings: Settings, path: ResourcePath, name: str, got: Opened) -> int:
+    from agent import unlock  # noqa: PLC0415
+
+    key, pin = got.secret, got.volume
     if options.cap:
         _cap_or_wipe(settings, key)
     outcome = unlock.open_volume(options.device, name, key, device_mapper=unlock.has_device_mapper(), pin=pin)
@@ -105,7 +143,13 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) -> Opened:
+def _fetch(
+    options: argparse.Namespace,
+    settings: Settings,
+    path: ResourcePath,
+    report: Report | None = None,
+    session: str = "",
+) -> Opened:
     """The key at `path`. From here on the process cannot be dumped.
 
     A SEV guest has one key, whatever the path: the one that its launch was given. Nobody has signed for it.
@@ -126,7 +170,9 @@ def _fetch(options: argparse.Namespace, settings: Settings, path: ResourcePath) 
     ticket = read_ticket(options.ticket, settings.ticket)
     deadline = Deadline(settings.timeout)
     with _attester(settings, deadline) as attester:
-        return fetch(settings, attester, path, deadline, at_least=options.at_least, ticket=ticket)
+        return fetch(
+            settings, attester, path, deadline, at_least=options.at_least, ticket=ticket, report=report, session=session
+        )
 
 
 def _exec(options: argparse.Namespace, settings: Settings) -> int:
@@ -306,6 +352,15 @@ def _parser() -> argparse.ArgumentParser:
     unlock.add_argument("--name", help="for /dev/mapper (default: roomkey-TAG)")
     unlock.add_argument("--cap", action="store_true", help="then let no later code of this boot ask as this one")
     unlock.set_defaults(run=_unlock)
+
+    enroll = commands.add_parser("enroll", parents=[common, asking], help="the same, and make the volume if it is new")
+    enroll.add_argument("device", metavar="DEVICE|FILE")
+    enroll.add_argument("--key", metavar="OWNER/TYPE/TAG", required=True)
+    enroll.add_argument("--name", help="for /dev/mapper (default: roomkey-TAG)")
+    enroll.add_argument("--mkfs", metavar="TYPE", help="make a file system in a new volume: ext4, xfs or btrfs")
+    enroll.add_argument("--whole", action="store_true", help="read all of the disk before it is called empty")
+    enroll.add_argument("--cap", action="store_true", help="then let no later code of this boot ask as this one")
+    enroll.set_defaults(run=_enroll)
 
     get = commands.add_parser("get", parents=[common, asking], help="get a key")
     get.add_argument("key", metavar="OWNER/TYPE/TAG")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from agent.attesters.registry import Attester
     from agent.config import Settings
     from agent.deadline import Deadline
+    from keys.report import Report
 
 PREFIX = "/kbs/v0"
 JSON = "application/json"
@@ -87,8 +88,11 @@ def fetch(
     *,
     at_least: int = 1,
     ticket: str | None = None,
+    report: Report | None = None,
+    session: str = "",
 ) -> Opened:
-    """The key at `path`, in version `at_least` or newer, from the first broker that gives it. `ticket` goes along.
+    """The key at `path`, in version `at_least` or newer, from the first broker that gives it. `ticket` and `report` go
+    along. `session`: of an answer that this request goes on from.
 
     A broker that cannot be reached, or that does not keep to the protocol, is passed over for the next. After a round
     all are tried again if one of them may come back, until the deadline. A refusal ends it at once: another broker of
@@ -96,7 +100,7 @@ def fetch(
     """
     if not settings.brokers:
         raise ConfigError("no broker", mend="set brokers in the agent's config, or give --broker")
-    wanted = demand(settings, path, at_least=at_least, ticket=ticket)
+    wanted = demand(settings, path, at_least=at_least, ticket=ticket, report=report, session=session)
     targets = [endpoint(url) for url in settings.brokers]
     tls = tls_context(settings.ca_file) if any(target.secure for target in targets) else None
     backoff = FIRST_BACKOFF
@@ -154,12 +158,14 @@ class Conversation:
         """
         request = attester.request(wanted.path)._replace(ticket=wanted.ticket)
         began = _now_ms()
+        self._cookie = wanted.session
         challenge = self.challenge(request)
         activation = attester.accept(challenge)
         key = ec.generate_private_key(ec.SECP256R1())
         tee_pubkey = jwk.from_ec(key.public_key())
-        bound = binding.report_data(request.tee, challenge.nonce, tee_pubkey.members)
-        message = Attestation(challenge.nonce, tee_pubkey, attester.evidence(bound, activation))
+        told = "" if wanted.report is None else wanted.report.to_text()
+        bound = binding.report_data(request.tee, challenge.nonce, tee_pubkey.members, told)
+        message = Attestation(challenge.nonce, tee_pubkey, attester.evidence(bound, activation), told)
         answer = _json(self._ask("POST", "/attest", message.to_json()), "the attestation's answer")
         strictjson.members(answer, name="the attestation's answer", required=frozenset(("token",)))
         session_id = self._cookie  # what the next answer sets comes too late
@@ -167,12 +173,14 @@ class Conversation:
         accept, max_bytes = (JSON, jwe.MAX_PLAINTEXT_BYTES) if plain else (MEDIA_TYPE, jwe.MAX_ENVELOPE_BYTES)
         wrapped = _json(self._ask("GET", f"/resource/{wanted.path}", None, accept), "the wrapped key")
         plaintext = jwe.unseal(wrapped, key, activation=activation, max_bytes=max_bytes)
-        return opened(plaintext, wanted, message, session_id=session_id, elapsed_ms=_now_ms() - began)
+        got = opened(plaintext, wanted, message, session_id=session_id, elapsed_ms=_now_ms() - began)
+        return got._replace(session=session_id)
 
     def challenge(self, request: Request) -> Challenge:
         """The answer to /auth; the session's cookie is kept."""
+        before = self._cookie
         challenge = Challenge.from_bytes(self._ask("POST", "/auth", request.to_json()))
-        if not self._cookie:
+        if self._cookie == before:
             raise ProtocolError("the broker sent no session cookie", expected="kbs-session-id")
         return challenge
 

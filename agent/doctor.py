@@ -17,12 +17,13 @@ from agent.attesters.tpm import ALL_PCRS, TpmAttester, read_event_log
 from agent.client import Conversation
 from agent.config import Settings
 from agent.connection import endpoint, tls_context
+from agent.cryptsetup import ENVIRONMENT
 from agent.deadline import Deadline
 from agent.eventlog import replay
 from agent.release import pinned_keys
 from agent.tpm2 import Tpm
 from agent.tpm2_marshal import ALG_SHA256, HASHES
-from agent.unlock import ENVIRONMENT, has_device_mapper
+from agent.unlock import has_device_mapper
 from keys.errors import AttesterError, ConfigError, RoomkeyError, VolumeError
 from keys.messages import PROTOCOL_VERSION, Request
 from keys.tee import Tee

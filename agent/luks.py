@@ -12,6 +12,10 @@ LUKS2 On-Disk Format 1.1.1, section 2:
  (4) they agree in size, epoch, label, UUID and JSON, so that cryptsetup cannot fall back to another one
  (5) what the JSON describes protects what is on the volume (`agent.luks_metadata`)
  (6) it is the volume that it should be: its pin, where one is known
+
+A crash while the header is written (`agent.luks_write`) leaves two that differ, or one with a wrong checksum. Of a
+volume whose pin is known the newer sound one counts, and stands in both places of the copy: what cryptsetup could
+choose is what was checked.
 """
 
 from __future__ import annotations
@@ -34,23 +38,27 @@ VERSION = b"\0\2"
 
 
 class Header(NamedTuple):
-    """A checked copy: the descriptor of the memory that it is in, and what it describes."""
+    """A checked copy: the descriptor of the memory that it is in, and what it describes. `mended`: what was wrong with
+    one of the two on the disk, "" for nothing.
+    """
 
     descriptor: int
     uuid: str
     volume: Volume
+    mended: str = ""
 
 
 @contextmanager
-def checked_header(device: str, pin: str | None = None) -> Iterator[Header]:
+def checked_header(device: str, pin: str | None = None, *, repair: bool = False) -> Iterator[Header]:
     """A copy in memory of all that `device` (a block device or a file) has before its data, which has passed every
-    check above. `pin`: what the volume's must be, in hex; None if nobody knows. Raises VolumeError.
+    check above. `pin`: what the volume's must be, in hex; None if nobody knows. `repair`: one of the two headers may be
+    what a crash left; for whoever compares the pin. Raises VolumeError.
     """
     copy = os.memfd_create("luks-header")
     try:
         try:
             with open(device, "rb", buffering=0) as source:  # noqa: PTH123  pathlib would cost milliseconds at boot
-                uuid, volume = copy_header(source.fileno(), copy)
+                uuid, volume, mended = copy_header(source.fileno(), copy, repair=repair)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise VolumeError(
                 f"{device}: the volume is not there", found=str(error), mend="see that the device's path is right"
@@ -59,20 +67,23 @@ def checked_header(device: str, pin: str | None = None) -> Iterator[Header]:
             raise _refused(device, str(error)) from None
         if pin is not None and pin != volume.pin:  # (6)
             raise _another(device, pin, volume.pin)
-        yield Header(copy, uuid, volume)
+        yield Header(copy, uuid, volume, mended)
     finally:
         os.close(copy)
 
 
-def copy_header(source: int, copy: int) -> tuple[str, Volume]:
-    """Checks (1) to (5) while all before the data is copied from one descriptor to the other; UUID and contents. Every
-    byte is read once: what is checked is what is copied. Raises ProtocolError, OSError.
+def copy_header(source: int, copy: int, *, repair: bool = False) -> tuple[str, Volume, str]:
+    """Checks (1) to (5) while all before the data is copied from one descriptor to the other; UUID, contents, and what
+    was mended. Every byte is read once: what is checked is what is copied. Raises ProtocolError, OSError.
     """
     first = _read(source, BINARY_BYTES)
     size = int.from_bytes(first[8:16], "big")
     if first[:8] != MAGICS[0] + VERSION or size not in SIZES:
         raise ProtocolError("no LUKS2 header")
     headers = first + _read(source, 2 * size - BINARY_BYTES)
+    mended = ""
+    if repair:
+        headers, mended = _mended(headers, size)
     one, other = (_binary(headers[at : at + size], magic, at) for at, magic in ((0, MAGICS[0]), (size, MAGICS[1])))
     if one != other:
         names = (name for name, mine, its in zip(_Binary._fields, one, other, strict=True) if mine != its)
@@ -84,7 +95,37 @@ def copy_header(source: int, copy: int) -> tuple[str, Volume]:
         )
     _write(copy, headers)
     _write(copy, _read(source, volume.offset - 2 * size))
-    return one.uuid.rstrip(b"\0").decode("ascii", "replace"), volume
+    return one.uuid.rstrip(b"\0").decode("ascii", "replace"), volume, mended
+
+
+def _mended(headers: bytes, size: int) -> tuple[bytes, str]:
+    """Both headers after a crash may have come between: of two with right checksums that differ in epoch and JSON alone
+    the newer one twice, of one right one that twice. All else stays as it is, for the checks to refuse.
+    """
+    halves = headers[:size], headers[size:]
+    first, second = (_checksum(half) == half[448:512] for half in halves)
+    if first and second:
+        one, other = (_binary(half, magic, at) for half, magic, at in zip(halves, MAGICS, (0, size), strict=True))
+        if one._replace(epoch=other.epoch, json=other.json) != other or one.epoch == other.epoch:
+            return headers, ""
+        first = one.epoch > other.epoch
+        why = f"the {'second' if first else 'first'} header is an older one"
+    elif first or second:
+        why = f"the {'second' if first else 'first'} header is not whole"
+    else:
+        return headers, ""
+    good = halves[0] if first else halves[1]
+    return b"".join(_placed(good, magic, at) for magic, at in zip(MAGICS, (0, size), strict=True)), why
+
+
+def _placed(header: bytes, magic: bytes, at: int) -> bytes:
+    """`header` as it stands in the place `at`."""
+    moved = magic + header[6:256] + at.to_bytes(8, "big") + header[264:]
+    return moved[:448] + _checksum(moved) + moved[512:]
+
+
+def _checksum(header: bytes) -> bytes:
+    return hashlib.sha256(header[:448] + bytes(64) + header[512:]).digest().ljust(64, b"\0")
 
 
 class _Binary(NamedTuple):
@@ -103,8 +144,7 @@ def _binary(header: bytes, magic: bytes, at: int) -> _Binary:
     which = "first" if at == 0 else "second"
     if header[:8] != magic + VERSION or int.from_bytes(header[256:264], "big") != at:
         raise ProtocolError(f"the {which} header is none, or of another place")  # (1)
-    checksum = hashlib.sha256(header[:448] + bytes(64) + header[512:]).digest()
-    if header[72:104].rstrip(b"\0") != b"sha256" or header[448:512] != checksum.ljust(64, b"\0"):
+    if header[72:104].rstrip(b"\0") != b"sha256" or header[448:512] != _checksum(header):
         raise ProtocolError(f"the {which} header's checksum is not right")  # (2)
     if any(header[264:448]) or any(header[512:BINARY_BYTES]):
         raise ProtocolError(f"the {which} header has something in its padding")  # (3)

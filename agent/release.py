@@ -16,6 +16,7 @@ from agent.files import read
 from keys import envelope, strictjson
 from keys.errors import ConfigError, ProtocolError
 from keys.jwk import thumbprint
+from keys.report import Report, Step
 
 if TYPE_CHECKING:
     from agent.config import Settings
@@ -26,29 +27,56 @@ WHAT = "the file of broker keys"
 
 class Demand(NamedTuple):
     """`path`: the key that is wanted, `at_least`: its oldest version. `ticket`: what goes along, if anything. `keys`:
-    whose signature counts; None takes plain answers.
+    whose signature counts; None takes plain answers. `report`: on the disk that the key is for. `session`: the one to
+    go on from, "" for none.
     """
 
     path: ResourcePath
     at_least: int
     ticket: str | None
     keys: envelope.Keys | None
+    report: Report | None = None
+    session: str = ""
+
+
+class Other(NamedTuple):
+    """A key to change the volume's keyslots with: what to do, and the version to name when that is done."""
+
+    step: Step
+    version: int
+    secret: bytearray
+
+    def __repr__(self) -> str:
+        return f"Other(step={self.step!r}, version={self.version})"
 
 
 class Opened(NamedTuple):
-    """A key, and where the broker has said it: its version, and the pin of the volume that it is for."""
+    """A key, and where the broker has said it: its version, and the pin of the volume that it is for; whether that is
+    to be made with it, and what to do to its keyslots. `session`: what a next request can go on from.
+    """
 
     secret: bytearray
     version: int | None
     volume: str | None = None
+    format: bool = False
+    other: Other | None = None
+    session: str = ""
 
     def __repr__(self) -> str:
         return f"Opened(version={self.version})"
 
 
-def demand(settings: Settings, path: ResourcePath, *, at_least: int, ticket: str | None) -> Demand:
-    """What is demanded of the key at `path`: `at_least` this version, and none older than any before. Raises
-    ConfigError.
+def demand(
+    settings: Settings,
+    path: ResourcePath,
+    *,
+    at_least: int,
+    ticket: str | None,
+    report: Report | None = None,
+    session: str = "",
+) -> Demand:
+    """What is demanded of the key at `path`: `at_least` this version, and none older than any before. What another KBS
+    would not know does not go to one. Raises ConfigError.
     """
     if settings.unsafe_plain_kbs:
         if at_least > 1 or settings.versions:
@@ -59,7 +87,7 @@ def demand(settings: Settings, path: ResourcePath, *, at_least: int, ticket: str
         return Demand(path, 0, ticket, None)
     keys = pinned_keys(settings.broker_keys)
     before = versions.known(settings.versions, path) if settings.versions else 0
-    return Demand(path, max(at_least, before), ticket, keys)
+    return Demand(path, max(at_least, before), ticket, keys, report, session)
 
 
 def pinned_keys(path: str) -> envelope.Keys:
@@ -83,7 +111,7 @@ def opened(
     if wanted.keys is None:
         return Opened(bytearray(plaintext), None)
     try:
-        secret, statement = envelope.unpack(plaintext)
+        secret, statement, also = envelope.unpack(plaintext)
     except ProtocolError:
         # What was found instead may be a key: no word of it.
         raise ProtocolError(
@@ -95,6 +123,7 @@ def opened(
     envelope.check(
         release,
         secret,
+        also,
         path=wanted.path,
         session=hashlib.sha256(session_id.encode("ascii")).hexdigest(),
         nonce=message.nonce,
@@ -103,4 +132,7 @@ def opened(
         at_least=wanted.at_least,
         elapsed_ms=elapsed_ms,
     )
-    return Opened(bytearray(secret), release.version, release.volume)
+    other = None
+    if release.also is not None and also is not None:
+        other = Other(release.also.step, release.also.version, bytearray(also))
+    return Opened(bytearray(secret), release.version, release.volume, release.format, other)

@@ -10,27 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
+from contextlib import suppress
 from typing import NamedTuple
 
+from agent.cryptsetup import failed, in_memory, run
 from agent.luks import checked_header
-from keys.errors import ConfigError, VolumeError
+from agent.luks_write import write_back
+from keys.errors import ConfigError
 from keys.secrecy import wipe
 
-CRYPTSETUP_SECONDS = 60  # an Argon2 key slot takes up to 15 s in a slow guest
-MAX_REASON_CHARS = 300
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\Z")
-
-# cryptsetup(8), return codes
-REASONS = {
-    1: ("no LUKS2 volume, or a cryptsetup that is too old", "see that the path is right and cryptsetup 2.4 or later"),
-    2: ("the key does not open this volume", "see that the key's path belongs to this volume"),
-    3: ("cryptsetup has not enough memory", "give the guest more memory, or use a PBKDF2 key slot"),
-    4: ("the volume is not there", "see that the device's path is right"),
-    5: ("the volume is open already or busy", "close it first, or give another --name"),
-}
 
 
 class Outcome(NamedTuple):
@@ -65,6 +54,13 @@ def volume_name(name: str) -> str:
     return name
 
 
+def close_volume(name: str) -> None:
+    """Raises VolumeError."""
+    status, words = run(("close", "--", name), b"")
+    if status != 0:
+        raise failed(name, status, words)
+
+
 def check_volume(device: str) -> None:
     """See that `device` is there and its header in order. Raises VolumeError."""
     with checked_header(device):
@@ -77,50 +73,19 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool, 
 
     Raises VolumeError.
     """
-    command = ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens"]
+    options = ("--type", "luks2", "--key-file", "-", "--batch-mode", "--disable-external-tokens")
     try:
-        with checked_header(device, pin) as header:
-            command += ["--header", f"/proc/self/fd/{header.descriptor}"]
-            command += ["--", device, name] if device_mapper else ["--test-passphrase", "--", device]
-            status, words = _run(command, key, header.descriptor)
+        with checked_header(device, pin, repair=pin is not None) as header:
+            target = ("--", device, name) if device_mapper else ("--test-passphrase", "--", device)
+            status, words = run(
+                ("open", *options, "--header", in_memory(header.descriptor), *target), key, (header.descriptor,)
+            )
+            if status == 0 and header.mended:
+                # The key's holder wrote it: nobody else makes a header with this pin that the key opens.
+                with suppress(OSError):  # the volume is open; the next boot mends it then
+                    write_back(device, header)
     finally:
         wipe(key)
     if status != 0:
-        message, mend = REASONS.get(status, ("cryptsetup failed", "see what cryptsetup says"))
-        raise VolumeError(f"{device}: {message}", found=f"status {status}: {words}", mend=mend)
+        raise failed(device, status, words)
     return Outcome(device_mapper, name, header.volume.pin)
-
-
-def _run(command: list[str], key: bytearray, header: int) -> tuple[int, str]:
-    """(exit status, what was said on standard error) of `command` with `key` on its standard input and the descriptor
-    `header`.
-    """
-    try:
-        process = subprocess.Popen(
-            command,
-            bufsize=0,  # the key goes from our array to the pipe; a buffer would keep a copy
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-            pass_fds=(header,),
-        )
-    except OSError as error:
-        raise VolumeError("cryptsetup cannot be run", found=str(error), mend="install cryptsetup") from None
-    with process:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        try:
-            with process.stdin, memoryview(key) as view:
-                written = 0
-                while written < len(view):
-                    written += process.stdin.write(view[written:])
-        except BrokenPipeError:
-            pass  # it ended before it read; its status says why
-        try:
-            process.wait(CRYPTSETUP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise VolumeError("cryptsetup did not end", expected=f"within {CRYPTSETUP_SECONDS} s") from None
-        words = process.stderr.read(4096).decode("ascii", "replace")
-    return process.returncode, " ".join(words.split())[:MAX_REASON_CHARS]

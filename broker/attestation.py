@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One attempt to attest: from a posted message to a signed attestation result.
 
-(1) The message is one that this session's platform can read: the evidence's shape, init-data, no additional evidence,
-    a key that the platform's wrapping can use; and what vouches for the evidence is looked up. What is refused here, or
-    cannot be had now, has changed nothing.
+(1) The message is one that this session's platform can read: the evidence's shape, init-data, additional evidence that
+    is none or a report on a disk (`keys.report`), a key that the platform's wrapping can use; and what vouches for the
+    evidence is looked up. What is refused here, or cannot be had now, has changed nothing.
 (2) The challenge is taken, once. From here on every end leaves a line in the ledger, and there is no second try.
 (3) Nonce, evidence and the standing of the machine are judged (`broker.evidence`). A machine that its owner has revoked
     gets no token.
@@ -37,6 +37,7 @@ from keys import strictjson
 from keys.binding import activation_proof_key
 from keys.errors import ProtocolError, RoomkeyError
 from keys.messages import Attestation, ResourcePath, TpmDeclaration
+from keys.report import Report
 from keys.tee import Tee
 
 TRUSTED_BY_OWNER = "enrolled"
@@ -101,6 +102,8 @@ def attest(
         "resource": attempt.challenge["resource"],
         "session": name,
         "ticket": attempt.challenge["ticket"],
+        "holder": attempt.challenge["holder"],
+        "report": message.additional_evidence or None,
         "nonce": message.nonce,
         "activation": None if attempt.tpm is None else {"session": name, "nonce": attempt.challenge["nonce"]},
         "challenged_at": attempt.challenge["issued_at"],
@@ -122,7 +125,7 @@ def _read(
     if challenge is None:
         return None
     if message.additional_evidence:
-        raise ProtocolError("additional evidence is not supported", expected='additional_evidence ""')
+        Report.from_text(message.additional_evidence)
     declaration = None if challenge["tpm"] is None else TpmDeclaration.from_json(challenge["tpm"])
     if declaration is not None and not message.tee_pubkey.is_ec:
         raise ProtocolError("an RSA tee-pubkey cannot be used with TPM credential activation", expected="kty EC")
@@ -157,6 +160,7 @@ def _submission(attempt: _Attempt, message: Attestation, services: Services, now
         at=now,
         nonce=nonce,
         answered=message.nonce,
+        additional=message.additional_evidence,
         tee_pubkey=message.tee_pubkey.members,
         init_data=attempt.init_data,
         evidence=attempt.evidence,

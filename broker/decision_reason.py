@@ -180,6 +180,12 @@ _TOPICS = tuple(
         (r"(?P<what>.+) is not distrusted by the key's owner", "the key's owner distrusts this {what}: {found}"),
         (r"session asks for the key that it announced", "it had announced that it wants another key"),
         (r"key exists", "the key cannot be released: {found}"),
+        (r"the disk is the volume that the key is for", "its disk is not the volume that the key is for: {found}"),
+        (r"the disk has a sound LUKS2 volume", "its disk has no sound volume, and nobody ordered a new one: {found}"),
+        (r"the new volume is granted to no other guest", "another guest is making the new volume: {found}"),
+        (r"the guest makes the new volume", "the volume is to be made anew, and its disk is not empty: {found}"),
+        (r"the key is the one that the new volume is to be made with",
+         "a new key came between the order of the volume and its making"),
         (r"key has a release rule", "the key has no release rule, and without one nobody gets it"),
     )
 )  # fmt: skip

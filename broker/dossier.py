@@ -75,6 +75,7 @@ def to_json(dossier: Dossier) -> dict[str, Any]:
         "nonce": submission.nonce,
         "answered": submission.answered,
         "tee_pubkey": dict(submission.tee_pubkey),
+        "additional": submission.additional,
         "init_data": None if submission.init_data is None else submission.init_data.hex(),
         "found": _texts(endorsements.found),
         "enrolled": _texts(endorsements.enrolled),
@@ -108,6 +109,7 @@ def from_json(value: Mapping[str, Any], evidence: object, trusted: Mapping[str, 
         init_data=None if init_data is None else bytes.fromhex(init_data),
         evidence=verifier.decode(evidence),
         endorsements=endorsements,
+        additional=value.get("additional", ""),
     )
     return Dossier(Consumption(value["outcome"]), submission, _standings(value))
 

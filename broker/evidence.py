@@ -47,8 +47,9 @@ _STATES = {
 @dataclass(frozen=True, slots=True)
 class Submission:
     """What a guest sent in answer to its challenge, who judges it, and what vouches for it. `at` in milliseconds.
-    `nonce` is the challenge's, `answered` the one in the guest's message, `tee_pubkey` the key's members in the same.
-    `evidence` is as `Verifier.decode` made it, `init_data` the digest of the posted init-data.
+    `nonce` is the challenge's, `answered` the one in the guest's message, `tee_pubkey` the key's members in the same,
+    `additional` its additional evidence. `evidence` is as `Verifier.decode` made it, `init_data` the digest of what
+    was posted as that.
     """
 
     verifier: Verifier
@@ -59,6 +60,7 @@ class Submission:
     init_data: bytes | None
     evidence: Any
     endorsements: Endorsements
+    additional: str = ""
 
 
 class Standings(NamedTuple):
@@ -155,7 +157,8 @@ def _check_nonce(submission: Submission, trace: Trace) -> None:
 def _verify(submission: Submission, trace: Trace) -> Claims:
     """Check (3)."""
     tee, nonce = submission.verifier.tee, submission.nonce
-    bound_to = Binding(report_data(tee, nonce, dict(submission.tee_pubkey)), submission.init_data)
+    data = report_data(tee, nonce, dict(submission.tee_pubkey), submission.additional)
+    bound_to = Binding(data, submission.init_data)
     at = datetime.fromtimestamp(submission.at / 1000, UTC)
     return submission.verifier.verify(submission.evidence, submission.endorsements, bound_to, at, trace)
 

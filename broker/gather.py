@@ -23,6 +23,7 @@ from broker.store.protocols import Record, RecordKind, Store, StoredKey
 from broker.trace import Trace
 from keys.errors import NotFound
 from keys.messages import ResourcePath
+from keys.report import Report
 
 MAX_COUNTING = 16  # versions of one image that a bare name can mean at once, the newest of them
 MAX_OTHERS = 4  # versions of one image that do not count, looked up to say what a denied guest runs ...
@@ -34,6 +35,8 @@ class Attested:
     """A guest whose evidence was verified. `trace` goes on where the verifier left off. `announced`: the only key that
     it may ask for, if it named one. `session`: the store's name of its session. Times in milliseconds; `attestation` is
     the ledger's line, `evidence` the SHA-256 of the evidence in hex, `ticket` that of the ticket that it showed.
+    `holder`: the first of the sessions that this one goes on from, itself where it is "". `report`: what it tells of
+    its disk.
     """
 
     claims: Claims
@@ -45,6 +48,8 @@ class Attested:
     attestation: str
     evidence: str
     ticket: str | None = None
+    holder: str = ""
+    report: Report | None = None
 
 
 def gather(path: ResourcePath, attested: Attested, services: Services, *, now: int) -> tuple[Case, StoredKey | None]:
@@ -58,7 +63,7 @@ def gather(path: ResourcePath, attested: Attested, services: Services, *, now: i
         at=now,
         claims=attested.claims,
         announced=attested.announced,
-        session=attested.session,
+        session=attested.holder or attested.session,
         challenged_at=attested.challenged_at,
         attested_at=attested.attested_at,
         attestation=attested.attestation,
@@ -98,16 +103,6 @@ def owner_of(path: ResourcePath, store: Store) -> str:
         return store.record(RecordKind.OWNER, "", path.owner).name
     except NotFound:
         return ""
-
-
-def pinned_volume(path: ResourcePath, store: Store) -> str | None:
-    """The pin of the one volume that the key at `path` is for, in hex; None if its owner has pinned none."""
-    try:
-        body = store.record(RecordKind.VOLUME, path.owner, rule_name(path)).body or {}
-    except NotFound:
-        return None
-    pin: str = body["pin"]
-    return pin
 
 
 def rule_images(

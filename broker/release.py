@@ -5,9 +5,10 @@
      store remembers under its id. (A guest of SEV is attested by its launch: `broker.sev_launches`.)
  (2) All that the decision stands on is looked up (`broker.gather`). What is missing is a failed check like any other.
  (3) The case is judged (`broker.appraisal.judge`).
- (4) Custody opens the key; it must fit into what carries it. Which volume it is for is looked up.
- (5) What only one guest may have is taken: the lease, where the rule forbids clones, and the ticket. Who comes second
-     is denied.
+ (4) Custody opens the key; it must fit into what carries it. The disk that the guest tells of must be the volume that
+     the key is for, where that is known (`broker.appraisal.volume`).
+ (5) What only one guest may have is taken: the lease, where the rule forbids clones, the ticket, and the volume that is
+     to be made. Who comes second is denied. What the guest has done to its volume counts from here on.
  (6) The line in the ledger is durable, with what a shadow of the rule says of the same case (`broker.shadow`). What the
      decision changes about the guest follows.
  (7) The key is wrapped to the key that the evidence was bound to, and for a session that declared a TPM with the
@@ -31,12 +32,15 @@ from broker.appraisal.identity import Act
 from broker.appraisal.image_life import when
 from broker.appraisal.instances import Bound, Instance, Standing
 from broker.appraisal.judge import Judged, judge
+from broker.appraisal.volume import CHECKS as VOLUME_CHECKS
+from broker.appraisal.volume import Volume, judge_volume
 from broker.claims import Claims
-from broker.gather import Attested, gather, lease_name, pinned_volume, with_others
+from broker.gather import Attested, gather, lease_name, with_others
 from broker.services import Services
 from broker.shadow import beside
 from broker.store.protocols import Record, RecordKind, StoredKey
 from broker.trace import Stage, Trace
+from broker.volumes import BROKER, Other, change, other_key, settle
 from keys import envelope, jwe, jwk
 from keys.errors import (
     AppraisalDenied,
@@ -48,8 +52,8 @@ from keys.errors import (
     VerificationError,
 )
 from keys.messages import ResourcePath
+from keys.report import Report, Step
 
-BROKER = "broker"  # who changed a record, where it was no owner
 ENVELOPE_LIFETIME_MS = 60_000  # from the release until the guest must have checked it
 MAX_PENDING = 1000  # machines of one owner that wait for approval
 
@@ -58,14 +62,16 @@ OPENS = "custody opens the key"
 FITS = "key fits into what carries it to this guest"
 ALONE = "the lease is this session's"
 ENROLLED = "the guest is enrolled"
-ONCE = frozenset((OPENS, FITS, ALONE, ENROLLED))
+KEPT = "the volume's record is kept"
+ONCE = frozenset((OPENS, FITS, ALONE, ENROLLED, KEPT)) | VOLUME_CHECKS
 
 Wrapped = TypeVar("Wrapped")
 
 
 class Released(NamedTuple):
     """What a release says of itself, beside the key: the ledger's line, the key's version, the image that the guest
-    runs, the version of the rule that let it, and the pin of the volume that the key is for.
+    runs, the version of the rule that let it, the pin of the volume that the key is for, whether the guest is to make
+    that, and what it shall do to its keyslots.
     """
 
     decision: str
@@ -73,6 +79,22 @@ class Released(NamedTuple):
     image: str
     rule: int
     volume: str | None
+    format: bool = False
+    other: Other | None = None
+
+
+class _Opened(NamedTuple):
+    """A key that custody has opened; what is known of its volume, and what was known `before` the guest's word."""
+
+    key: StoredKey
+    plaintext: bytes
+    before: Volume | None
+    volume: Volume | None
+    format: bool = False
+    other: Other | None = None
+
+    def __repr__(self) -> str:
+        return f"_Opened(key={self.key!r})"
 
 
 def release(
@@ -101,6 +123,8 @@ def release(
         attestation=attestation,
         evidence=held["evidence"],
         ticket=held["ticket"],
+        holder=held["holder"],
+        report=None if held["report"] is None else Report.from_text(held["report"]),
     )
 
     def wrap(plaintext: bytes, released: Released) -> dict[str, str]:
@@ -127,18 +151,19 @@ def decide(
     verified, decision = attested.trace, ledger.new_id(services.random)
     case, key = gather(path, attested, services, now=now)  # (2)
     case, judged, trace = _judge(case, verified, services)  # (3)
-    plaintext = volume = None
+    opened = None
     if judged.allowed and key is not None:
-        volume = pinned_volume(path, services.store)
-        plaintext = _open(key, services, max_bytes, trace)  # (4)
-    if plaintext is not None and not _take(case, judged, attested.ticket, decision, services, trace):  # (5)
-        plaintext = None
+        opened = _opened(key, attested, case, services, max_bytes, trace)  # (4)
+    if opened is not None:
+        opened = _taken(opened, case, judged, attested, decision, services, trace)  # (5)
 
     body = {
         "tee": str(case.claims.tee),
         "key": str(path),
-        "version": None if case.key is None else case.key[0],
-        "volume": volume,
+        "version": opened.key.version if opened is not None else None if case.key is None else case.key[0],
+        "volume": None if opened is None or opened.volume is None else opened.volume.pin,
+        "report": None if attested.report is None else attested.report._asdict(),
+        "step": None if opened is None else str(Step.FORMAT) if opened.format else _step(opened.other),
         "image": judged.image,
         "names": list(judged.names),
         "instances": list(case.claims.instance_ids),
@@ -153,19 +178,20 @@ def decide(
         "trace": trace.to_json(),
     }
     ledger.record(services, id_=decision, owner=case.owner, at=now, kind=ledger.RELEASE,
-                  verdict="denied" if plaintext is None else "released", subject=case.claims.instance_ids[0],
+                  verdict="denied" if opened is None else "released", subject=case.claims.instance_ids[0],
                   body=body)  # (6)  # fmt: skip
     _follow(case, judged, decision, services)
-    if plaintext is None:
+    if opened is None:
         # Which of the two it is, our own log may say; to a guest both look alike.
         denied = ReleaseDenied if case.rule is None or judged.allowed else AppraisalDenied
         error = denied("the key is not released to this guest")
         error.decision = decision
         raise error
-    assert key is not None  # narrowing: without it there is no plaintext
-    assert judged.image is not None
+    assert judged.image is not None  # narrowing: nothing is opened for a guest without one
     assert case.rule_version is not None
-    return wrap(plaintext, Released(decision, key.version, judged.image, case.rule_version, volume))
+    pin = None if opened.volume is None else opened.volume.pin
+    released = Released(decision, opened.key.version, judged.image, case.rule_version, pin, opened.format, opened.other)
+    return wrap(opened.plaintext, released)
 
 
 def _attestation(services: Services, session_id: str | None, token: str | None, now: int) -> tuple[str, dict[str, Any]]:
@@ -192,6 +218,52 @@ def _judge(case: Case, verified: Trace, services: Services) -> tuple[Case, Judge
         trace = Trace([*verified.checks])
         judged = judge(case, trace)
     return case, judged, trace
+
+
+def _step(other: Other | None) -> str | None:
+    return None if other is None else str(other.step)
+
+
+def _opened(
+    key: StoredKey, attested: Attested, case: Case, services: Services, max_bytes: int, trace: Trace
+) -> _Opened | None:
+    """Step (4). A change of the key that its guest has confirmed before is carried out first."""
+    path = case.path
+    try:
+        volume = settle(path, services, case.at)
+        key = services.store.key(*path) if volume is not None else key
+    except (Conflict, NotFound, VerificationError) as error:
+        trace.check(Stage.SECRET, KEPT, False, found=error, mend="it may ask again")
+        return None
+    plaintext = _open(key, services, max_bytes, trace)
+    if plaintext is None:
+        return None
+    told = judge_volume(str(path), volume, attested.report, key.version, case.claims.instance_ids, trace)
+    if not told.allowed:
+        return None
+    return _Opened(key, plaintext, volume, volume if told.volume is None else told.volume, told.format)
+
+
+def _taken(
+    opened: _Opened, case: Case, judged: Judged, attested: Attested, decision: str, services: Services, trace: Trace
+) -> _Opened | None:
+    """Step (5). Where the guest's word makes another version the key, that one."""
+    if not _take(case, judged, attested.ticket, decision, services, trace):
+        return None
+    if opened.volume is None or opened.before is None:
+        return opened
+    path, key, plaintext, volume = case.path, opened.key, opened.plaintext, opened.volume
+    try:
+        if volume != opened.before:
+            volume = change(path, opened.before, volume, services, case.at)
+            key = services.store.key(*path)
+            plaintext = services.custody.open(*path, key.version, key.sealed or b"")
+        tells = attested.report is not None and attested.report.pin is not None
+        other = other_key(path, volume, services) if tells and volume.pin is not None else None
+    except (Conflict, NotFound, VerificationError) as error:
+        trace.check(Stage.SECRET, KEPT, False, found=error, mend="another request came between: it may ask again")
+        return None
+    return _Opened(key, plaintext, opened.before, volume, opened.format, other)
 
 
 def _open(key: StoredKey, services: Services, max_bytes: int, trace: Trace) -> bytes | None:
@@ -309,7 +381,8 @@ def _envelope(
     services: Services,
     now: int,
 ) -> bytes:
-    """The key with the broker's signed word about it."""
+    """The key with the broker's signed word about it, and the other key that goes with it."""
+    other = released.other
     statement = envelope.Release(
         key=str(path),
         version=released.version,
@@ -321,12 +394,15 @@ def _envelope(
         image=released.image,
         rule=released.rule,
         volume=released.volume,
+        format=released.format,
+        also=None if other is None else envelope.Also(other.step, other.version, envelope.digest(other.secret)),
         challenged_at=attested.challenged_at,
         released_at=now,
         expires_at=now + ENVELOPE_LIFETIME_MS,
         sha256=envelope.digest(secret),
     )
-    return envelope.pack(secret, services.signer.sign(statement.to_json(), envelope.RELEASE))
+    signed = services.signer.sign(statement.to_json(), envelope.RELEASE)
+    return envelope.pack(secret, signed, None if other is None else other.secret)
 
 
 def _activation(attested: dict[str, Any], services: Services) -> bytes | None:

@@ -33,8 +33,9 @@ class Issued(NamedTuple):
     expires_at: int
 
 
-def issue(request: Request, services: Services, *, now: int) -> Issued:
-    """A fresh challenge for `request`.
+def issue(request: Request, services: Services, *, now: int, previous: str | None = None) -> Issued:
+    """A fresh challenge for `request`. `previous`: the id of the session that it goes on from, if any: where that holds
+    an attestation, a lease of that one's is this one's.
 
     Raises ProtocolError for a platform without a verifier or a TPM declaration that cannot be used; Unavailable.
     """
@@ -47,6 +48,7 @@ def issue(request: Request, services: Services, *, now: int) -> Issued:
         secret = activation_secret(services.custody, session, nonce)
         credential = TpmCredential(*make_challenge(request.tpm._asdict(), secret, services.random))
     expires_at = now + services.challenge_lifetime_ms
+    held = services.store.session_attestation(store_name(previous), now) if previous else None
     body = {
         "tee": str(request.tee),
         "nonce": nonce,
@@ -54,6 +56,7 @@ def issue(request: Request, services: Services, *, now: int) -> Issued:
         "resource": None if request.resource is None else str(request.resource),
         "tpm": None if request.tpm is None else request.tpm.to_json(),
         "ticket": None if request.ticket is None else ticket_name(request.ticket),
+        "holder": session if held is None else held[1]["holder"],
     }
     services.store.put_session(session, body, expires_at)
     return Issued(session_id, Challenge(nonce, credential), expires_at)

@@ -90,7 +90,7 @@ min_build = 6
 SIGNER = Signer(ec.generate_private_key(ec.SECP256R1()))
 RELEASED = envelope.Release(
     "acme/disk/root", 3, "ab" * 32, b64.std(bytes(32)), "k" * 43, "d-" + 20 * "a", "cd" * 32, "debian-12@4", 7,
-    "34" * 32, 1_000_000, 1_002_000, 1_302_000, "ef" * 32,
+    "34" * 32, False, None, 1_000_000, 1_002_000, 1_302_000, "ef" * 32,
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ wrap a key of his own to it, or another key's bytes, or an older version's. So i
 
     {"key": base64 of the secret, "release": a statement of type RELEASE}
 
+and where the guest shall change its volume's keyslots, a member `also` with the other key that this needs.
+
 A statement is a compact JWS (RFC 7515) over canonical JSON (RFC 8785), ES256 or ES384. The agent has the public keys
 beforehand, as a JWK set (RFC 7517): the keys decide which algorithm is right, and nothing in a statement can bring
 another.
@@ -23,7 +25,7 @@ Checks of `verify`, for a statement of any type:
 Checks of `check`, for a release whose statement was verified:
 
  (1) the key's path is the one that was asked for, its owner included
- (2) the secret is the one that was signed for
+ (2) the secret is the one that was signed for, and so is the other one
  (3) the session is ours
  (4) the nonce is the one that our evidence answered
  (5) the guest's key is the one that our evidence was bound to
@@ -49,6 +51,7 @@ from keys.errors import ProtocolError, VerificationError
 from keys.jwe import MAX_ENVELOPE_BYTES, MAX_PLAINTEXT_BYTES
 from keys.jwk import Curves, ec_key, ec_members, thumbprint
 from keys.messages import ResourcePath
+from keys.report import Step
 
 RELEASE = "roomkey-release+jws"
 BUNDLE = "roomkey-decision+jws"
@@ -56,6 +59,7 @@ MEDIA_TYPE = "application/vnd.roomkey.release+json"  # what a guest that wants a
 
 MAX_STATEMENT_BYTES = 4 * 1024  # of a release, signed: with the longest names it has 2 KiB
 MAX_LIFETIME_MS = 300_000  # from a release to its expiry
+MAX_ALSO_BYTES = 512  # of the other key, a passphrase
 MAX_KEYS = 8  # in one set
 MAX_KEYS_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 256
@@ -96,13 +100,35 @@ class Keys(NamedTuple):
     by_kid: dict[str, Key]
 
 
+class Also(NamedTuple):
+    """What the guest shall do to its volume's keyslots with another key: `step` ADD, REMOVE or RECOVERY, the `version`
+    that it names when it is done, and the other key's SHA-256 in hex.
+    """
+
+    step: Step
+    version: int
+    sha256: str
+
+    @classmethod
+    def from_json(cls, value: object) -> Also:
+        """Raises ProtocolError."""
+        members = strictjson.members(value, name="the release's also", required=frozenset(cls._fields))
+        step, version, sha256 = (members[name] for name in cls._fields)
+        if step not in {Step.ADD, Step.REMOVE, Step.RECOVERY} or not _is_hex(sha256):
+            raise ProtocolError("the release's also is malformed")
+        if type(version) is not int or not 0 < version <= MAX_INTEGER:
+            raise ProtocolError("the release's also has no version")
+        return cls(Step(step), version, sha256)
+
+
 class Release(NamedTuple):
     """Who got what. `key`: the path; `version`: the key's. `session`: SHA-256 of the session's id in hex. `nonce`: the
     challenge's text. `tee_pubkey`: RFC 7638 thumbprint of the guest's key. `decision`: id of the ledger's line.
     `evidence`: SHA-256 of the canonical primary evidence in hex. `image`: the approved image that fitted. `rule`: the
     version of the release rule. `volume`: the pin of the one LUKS2 volume that the key is for, SHA-256 in hex, None if
-    the owner has pinned none. Times in milliseconds since the epoch, by the broker's clock. `sha256`: of the secret,
-    in hex; for its sake a statement is as secret as the key.
+    the owner has pinned none. `format`: the volume is to be made with this key, and to be reported. `also`: what to do
+    to its keyslots besides, if anything. Times in milliseconds since the epoch, by the broker's clock. `sha256`: of the
+    secret, in hex; for its sake a statement is as secret as the key.
     """
 
     key: str
@@ -115,13 +141,15 @@ class Release(NamedTuple):
     image: str
     rule: int | None
     volume: str | None
+    format: bool
+    also: Also | None
     challenged_at: int
     released_at: int
     expires_at: int
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        return self._asdict()
+        return self._asdict() | {"also": None if self.also is None else self.also._asdict()}
 
     @classmethod
     def from_json(cls, value: object) -> Release:
@@ -133,10 +161,13 @@ class Release(NamedTuple):
                 raise ProtocolError(f"the release's {name} is malformed")
         if members["volume"] is not None and not _is_hex(members["volume"]):
             raise ProtocolError("the release's volume is malformed")
+        if type(members["format"]) is not bool:
+            raise ProtocolError("the release's format is malformed")
+        also = None if members["also"] is None else Also.from_json(members["also"])
         for name in _NUMBERS + (() if members["rule"] is None else ("rule",)):
             if type(members[name]) is not int or not 0 < members[name] <= MAX_INTEGER:
                 raise ProtocolError(f"the release's {name} is no positive whole number")
-        return cls(**members)
+        return cls(**members | {"also": also})
 
 
 def _is_hex(value: object) -> bool:
@@ -240,27 +271,35 @@ def digest(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
-def pack(secret: bytes, statement: str) -> bytes:
-    """The envelope of `secret` (at most 64 KiB) and the signed statement about it, at most jwe.MAX_ENVELOPE_BYTES."""
-    if len(secret) > MAX_PLAINTEXT_BYTES or len(statement) > MAX_STATEMENT_BYTES:
+def pack(secret: bytes, statement: str, also: bytes | None = None) -> bytes:
+    """The envelope of `secret` (at most 64 KiB), the signed statement about it, and the other key (at most 512 bytes),
+    where there is one: at most jwe.MAX_ENVELOPE_BYTES.
+    """
+    if len(secret) > MAX_PLAINTEXT_BYTES or len(statement) > MAX_STATEMENT_BYTES or len(also or b"") > MAX_ALSO_BYTES:
         raise RuntimeError("too long for an envelope")
-    return strictjson.compact({"key": b64.std(secret), "release": statement})
+    other = {} if also is None else {"also": b64.std(also)}
+    return strictjson.compact({"key": b64.std(secret), "release": statement} | other)
 
 
-def unpack(data: bytes) -> tuple[bytes, str]:
-    """Secret and statement of an envelope; nothing is verified yet. Raises ProtocolError."""
+def unpack(data: bytes) -> tuple[bytes, str, bytes | None]:
+    """Secret, statement and other key of an envelope; nothing is verified yet. Raises ProtocolError."""
     members = strictjson.members(
         strictjson.loads(data, name="the release envelope", max_bytes=MAX_ENVELOPE_BYTES),
         name="the release envelope",
         required=frozenset(("key", "release")),
+        optional=frozenset(("also",)),
     )
     secret = b64.from_std(members["key"], name="the envelope's key", max_bytes=MAX_PLAINTEXT_BYTES)
-    return secret, strictjson.string(members["release"], name="the release", max_chars=MAX_STATEMENT_BYTES)
+    statement = strictjson.string(members["release"], name="the release", max_chars=MAX_STATEMENT_BYTES)
+    if "also" not in members:
+        return secret, statement, None
+    return secret, statement, b64.from_std(members["also"], name="the envelope's also", max_bytes=MAX_ALSO_BYTES)
 
 
 def check(
     release: Release,
     secret: bytes,
+    also: bytes | None,
     *,
     path: ResourcePath,
     session: str,
@@ -270,7 +309,7 @@ def check(
     at_least: int,
     elapsed_ms: int,
 ) -> None:
-    """See that `release` is the answer to what this guest asked, and `secret` the one that it is about.
+    """See that `release` is the answer to what this guest asked, and `secret` and `also` the keys that it is about.
 
     `session`, `nonce`, `thumbprint` and `evidence` are this guest's own, in the form of the release's members.
     `elapsed_ms`: milliseconds on a clock that only goes forward, since before the challenge was asked for. Raises
@@ -280,6 +319,8 @@ def check(
         raise VerificationError("the release is of another key", expected=str(path), found=release.key)  # (1)
     if release.sha256 != digest(secret):
         raise VerificationError("the key is not the one that the broker signed for")  # (2)
+    if (None if release.also is None else release.also.sha256) != (None if also is None else digest(also)):
+        raise VerificationError("the other key is not the one that the broker signed for")
     for what, ours, found in (
         ("session", session, release.session),  # (3)
         ("nonce", nonce, release.nonce),  # (4)

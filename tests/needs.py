@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from agent.unlock import ENVIRONMENT
+from agent.cryptsetup import ENVIRONMENT
 
 NO_SWTPM = "swtpm is not installed: make setup, or apt-get install swtpm swtpm-tools"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import cli, doctor, unlock
+from agent import cli, cryptsetup, doctor, unlock
 from agent.cap import EVENT, PCR
 from agent.cli import main
 from agent.config import Settings
@@ -37,6 +37,7 @@ from tests.fakes import luks
 from tests.fakes.boot import Boot
 from tests.fakes.ek_ca import EkCa
 from tests.fakes.kbs import SIGNER, FakeKbs, pin, raw, refusal
+from tests.fakes.luks import write
 from tests.fakes.swtpm import SoftwareTpm
 from tests.fakes.tls import TlsCa
 from tests.needs import needs_cryptsetup, needs_swtpm
@@ -178,7 +179,7 @@ def test_unlock_opens_where_there_is_one(
     """With device-mapper `unlock` runs `cryptsetup open` under the given name, by default one made of the key's tag."""
     (tmp_path / "cryptsetup").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/argv; cat > {tmp_path}/stdin\n')
     (tmp_path / "cryptsetup").chmod(0o755)
-    monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setitem(cryptsetup.ENVIRONMENT, "PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(unlock, "has_device_mapper", lambda: True)
     disk = luks.write(tmp_path / "vda2")
     assert run(machine, "unlock", str(disk), "--key", "o/disk/root", *options) == 0
@@ -468,7 +469,8 @@ def test_a_capped_boot_shows(machine: Machine, tmp_path: Path, capfd: pytest.Cap
     machine.tpm.measure_boot(Boot(), machine.directory / "log")
     before = fifteen()
     assert not any(any(value) for value in before.values())
-    assert run(machine, "unlock", str(tmp_path / "none"), "--key", "o/disk/root", "--cap") == VolumeError.exit_status
+    disk = write(tmp_path / "disk.img")
+    assert run(machine, "unlock", str(disk), "--key", "o/disk/root", "--cap") == VolumeError.exit_status
     once = fifteen()
     assert run(machine, "cap") == 0
     assert "PCR 15 is capped" in capfd.readouterr().err
@@ -480,13 +482,14 @@ def test_a_capped_boot_shows(machine: Machine, tmp_path: Path, capfd: pytest.Cap
     machine.tpm.measure_boot(Boot(), machine.directory / "log")
 
 
-def test_without_the_cap_the_key_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_cap_the_key_is_not_used(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TPM that cannot be capped ends it: the key is wiped and no volume is opened."""
     key = bytearray(KEY)
     monkeypatch.setattr(cli, "_fetch", lambda *_: Opened(key, None))
     monkeypatch.setattr("agent.tpm2.Tpm.banks", lambda _tpm: [0x12])
     monkeypatch.setattr(unlock, "open_volume", lambda *_, **__: pytest.fail("a volume was opened"))
-    assert run(machine, "unlock", "/dev/vda2", "--key", "o/disk/root", "--cap") == AttesterError.exit_status
+    disk = write(tmp_path / "disk.img")
+    assert run(machine, "unlock", str(disk), "--key", "o/disk/root", "--cap") == AttesterError.exit_status
     assert not any(key)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent import unlock
+from agent import cryptsetup
 from agent.unlock import has_device_mapper, open_volume, volume_name
 from keys.errors import ConfigError, VolumeError
 from keys.secrecy import forbid_core_dumps
@@ -54,7 +54,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that holds a `cryptsetup` which writes down what it is given; its exit status is in `status`."""
-    monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", f"{tmp_path}:{unlock.ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(cryptsetup.ENVIRONMENT, "PATH", f"{tmp_path}:{cryptsetup.ENVIRONMENT['PATH']}")
     _install(tmp_path, 0)
     return tmp_path
 
@@ -181,7 +181,7 @@ def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: P
 
 def test_a_cryptsetup_that_hangs_is_ended(fake: Path, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that never ends is killed after its time."""
-    monkeypatch.setattr(unlock, "CRYPTSETUP_SECONDS", 0.05)
+    monkeypatch.setattr(cryptsetup, "CRYPTSETUP_SECONDS", 0.05)
     (fake / "cryptsetup").write_text("#!/bin/sh\nexec sleep 60\n")
     key = bytearray(KEY)
     with pytest.raises(VolumeError, match="did not end"):
@@ -191,7 +191,7 @@ def test_a_cryptsetup_that_hangs_is_ended(fake: Path, disk: str, monkeypatch: py
 
 def test_a_missing_cryptsetup_is_named(disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without cryptsetup there is a VolumeError."""
-    monkeypatch.setitem(unlock.ENVIRONMENT, "PATH", str(tmp_path))
+    monkeypatch.setitem(cryptsetup.ENVIRONMENT, "PATH", str(tmp_path))
     with pytest.raises(VolumeError, match="cannot be run"):
         open_volume(disk, "root", bytearray(KEY), device_mapper=True)
 

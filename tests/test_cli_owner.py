@@ -133,6 +133,86 @@ def test_only_an_owners_own_key_has_a_volume(desk: Desk) -> None:
     desk.run("volume", "pin", "globex/disk/root", "12" * 32, status=15)
 
 
+def test_a_new_volume_is_ordered_once(desk: Desk) -> None:
+    """With a key for it; where there is a key already, only with --again."""
+    ordered = desk.run("volume", "provision", KEY)
+    assert "roomkey-agent enroll DEVICE --key" in ordered.stderr
+    [volume] = desk.json("volume", "list")
+    assert (volume["path"], volume["pin"], volume["state"]) == (KEY, None, "ordered")
+    assert "(ordered)" in desk.run("volume", "list").stdout
+    assert "--again" in desk.run("volume", "provision", KEY, status=21).stderr
+    desk.run("volume", "provision", KEY, "--again")
+    assert desk.json("key", "list")[0]["version"] == 2
+    assert "not made yet" in desk.run("key", "rotate", KEY, status=21).stderr
+
+
+def test_a_rotation_waits_for_the_volumes_guest(desk: Desk) -> None:
+    """Said so, shown with the volume, and not among the versions that guests get; --now does not wait."""
+    desk.run("key", "generate", KEY)
+    desk.run("volume", "pin", KEY, "12" * 32)
+    assert "waits for the guest" in desk.run("key", "rotate", KEY).stdout
+    assert desk.json("volume", "list")[0]["waits"] == ["add"]
+    assert "adds the new key" in desk.run("volume", "list").stdout
+    assert [key["version"] for key in desk.json("key", "list")] == [1]
+    assert "--now" in desk.run("key", "rotate", KEY, status=21).stderr
+    assert "version 2 stored" in desk.run("key", "rotate", KEY, "--now").stdout
+    assert desk.json("volume", "list")[0]["waits"] == []
+
+
+def test_a_long_key_is_not_changed_by_its_guest(desk: Desk) -> None:
+    """A key that does not fit beside another one into a release is rotated by hand only."""
+    desk.run("key", "generate", KEY, "--bytes", "1024")
+    desk.run("volume", "pin", KEY, "12" * 32)
+    assert "--now" in desk.run("key", "rotate", KEY, status=21).stderr
+
+
+# --- recovery ---
+
+
+def test_a_recovery_passphrase_is_in_its_shares(desk: Desk, tmp_path: Path) -> None:
+    """Any three of five shares join to what the broker was given for the guest; two do not, and no share is shown."""
+    out = tmp_path / "shares"
+    assert "no volume" in desk.run("key", "recovery", KEY, "--out", out, status=15).stderr
+    desk.run("key", "generate", KEY)
+    desk.run("volume", "pin", KEY, "12" * 32)
+    out = tmp_path / "again"
+    made = desk.run("key", "recovery", KEY, "--out", out)
+    shares = sorted(out.iterdir())
+    assert len(shares) == 5
+    assert all(share.stat().st_mode & 0o777 == 0o600 for share in shares)
+    assert " ".join(shares[0].read_text().split()[4:6]) not in made.output
+    assert desk.json("volume", "list")[0]["waits"] == ["recovery"]
+    one, other = (desk.run("key", "recover", *some).stdout for some in (shares[:3], shares[2:]))
+    assert one == other
+    key = desk.services.store.key("acme", "disk", "root~recovery", 1)
+    assert desk.services.custody.open("acme", "disk", "root~recovery", 1, key.sealed or b"") == one.encode()
+    assert "Expected 3" in desk.run("key", "recover", *shares[:2], status=17).stderr
+
+
+@pytest.mark.parametrize("change", [("nonsense", 1, None), ("", 0, -1), ("é", 0, 0)])
+def test_a_spoiled_share_is_named(desk: Desk, tmp_path: Path, change: tuple[str, int, int | None]) -> None:
+    """A word that is none, one too few, and what is no text: refused, and no word of a share is shown."""
+    desk.run("key", "generate", KEY)
+    desk.run("volume", "pin", KEY, "12" * 32)
+    out = tmp_path / "shares"
+    desk.run("key", "recovery", KEY, "--out", out, "--shares", "1", "--threshold", "1")
+    words = (out / "share-1.txt").read_text().split()
+    first, start, end = change
+    (out / "share-1.txt").write_text(" ".join([first, *words[start:end]]))
+    said = desk.run("key", "recover", out / "share-1.txt", status=17).stderr
+    assert "do not join" in said
+    assert not any(" ".join(words[at : at + 2]) in said for at in range(4, len(words)))
+
+
+def test_shares_are_never_overwritten_or_impossible(desk: Desk, tmp_path: Path) -> None:
+    """A folder that is there already, and more shares wanted than there are, change nothing."""
+    desk.run("key", "generate", KEY)
+    desk.run("volume", "pin", KEY, "12" * 32)
+    desk.run("key", "recovery", KEY, "--out", tmp_path, status=17)
+    desk.run("key", "recovery", KEY, "--out", tmp_path / "x", "--shares", "2", "--threshold", "3", status=17)
+    assert desk.json("volume", "list")[0]["waits"] == []
+
+
 # --- keys ---
 
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from broker.signing import Signer
 from keys import b64, envelope, jwe, jwk, strictjson
-from keys.envelope import BUNDLE, MAX_STATEMENT_BYTES, RELEASE, Keys, Release, load_keys
+from keys.envelope import BUNDLE, MAX_STATEMENT_BYTES, RELEASE, Also, Keys, Release, load_keys
 from keys.errors import ProtocolError, VerificationError
 from keys.messages import MAX_SEGMENT_CHARS, ResourcePath
+from keys.report import Step
 from tests.fakes.json_values import mutations
 
 SECRET = b"a disk's key \x00\xff"
@@ -41,6 +42,8 @@ RELEASED = Release(
     image="debian-12@4",
     rule=7,
     volume="12" * 32,
+    format=False,
+    also=None,
     challenged_at=1_000_000,
     released_at=1_002_000,
     expires_at=1_302_000,
@@ -298,7 +301,9 @@ def test_any_changed_bit_is_refused(data: st.DataObject) -> None:
 
 def test_a_release_comes_back() -> None:
     """What the broker writes the agent reads, with or without a rule's version."""
-    for released in (RELEASED, RELEASED._replace(rule=None), RELEASED._replace(volume=None)):
+    also = Also(Step.ADD, 4, "ab" * 32)
+    for changes in ({"rule": None}, {"volume": None}, {"format": True}, {"also": also}, {}):
+        released = RELEASED._replace(**changes)
         assert Release.from_json(json.loads(strictjson.canonical(released.to_json()))) == released
 
 
@@ -309,7 +314,10 @@ def test_a_release_has_all_members(name: str) -> None:
     with pytest.raises(ProtocolError, match=name):
         Release.from_json({other: value for other, value in members.items() if other != name})
     strange: list[object] = [[], {}, True, 1.5, "", "é", "a b", "x" * 500, 0, -1, 1 << 53, f"{members[name]}\n"]
-    for value in strange if name in {"rule", "volume"} else [*strange, None]:
+    allowed: tuple[object, ...] = {"rule": (None,), "volume": (None,), "also": (None,), "format": (True, False)}.get(
+        name, ()
+    )
+    for value in (value for value in [*strange, None] if not any(value is one for one in allowed)):
         with pytest.raises(ProtocolError):
             Release.from_json(members | {name: value})
 
@@ -327,13 +335,15 @@ def test_the_largest_release_fits() -> None:
     segment, largest = "x" * MAX_SEGMENT_CHARS, envelope.MAX_INTEGER
     released = RELEASED._replace(
         key=f"{segment}/{segment}/{segment}", image="x" * 256, version=largest, rule=largest,
+        also=Also(Step.RECOVERY, largest, "ab" * 32),
         challenged_at=largest, released_at=largest, expires_at=largest,
     )  # fmt: skip
     statement = SIGNERS["P-384"].sign(Release.from_json(released.to_json()).to_json(), RELEASE)
     assert len(statement) < 2 * 1024
-    packed = envelope.pack(bytes(jwe.MAX_PLAINTEXT_BYTES), "x" * MAX_STATEMENT_BYTES)
+    parts = (bytes(jwe.MAX_PLAINTEXT_BYTES), "x" * MAX_STATEMENT_BYTES, bytes(envelope.MAX_ALSO_BYTES))
+    packed = envelope.pack(*parts)
     assert len(packed) <= jwe.MAX_ENVELOPE_BYTES
-    assert envelope.unpack(packed) == (bytes(jwe.MAX_PLAINTEXT_BYTES), "x" * MAX_STATEMENT_BYTES)
+    assert envelope.unpack(packed) == parts
 
 
 # --- the envelope ---
@@ -342,8 +352,8 @@ def test_the_largest_release_fits() -> None:
 def test_an_envelope_comes_back() -> None:
     """Secret and statement come out as they went in."""
     statement = SIGNER.sign(RELEASED.to_json(), RELEASE)
-    for secret in (SECRET, b""):
-        assert envelope.unpack(envelope.pack(secret, statement)) == (secret, statement)
+    for secret, also in ((SECRET, None), (b"", None), (SECRET, b"another")):
+        assert envelope.unpack(envelope.pack(secret, statement, also)) == (secret, statement, also)
 
 
 def test_what_does_not_fit_is_misuse() -> None:
@@ -352,6 +362,8 @@ def test_what_does_not_fit_is_misuse() -> None:
         envelope.pack(bytes(jwe.MAX_PLAINTEXT_BYTES + 1), "x")
     with pytest.raises(RuntimeError):
         envelope.pack(b"", "x" * (MAX_STATEMENT_BYTES + 1))
+    with pytest.raises(RuntimeError):
+        envelope.pack(b"", "x", bytes(envelope.MAX_ALSO_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -384,13 +396,35 @@ def test_only_our_errors_escape_from_an_envelope(text: bytes) -> None:
 # --- the checks ---
 
 
-def check(released: Release = RELEASED, secret: bytes = SECRET, **changes: Any) -> None:
+def check(
+    released: Release = RELEASED, secret: bytes = SECRET, also: bytes | None = None, **changes: Any
+) -> None:  # fmt: skip
     """`check` of a guest that asked for what RELEASED says."""
     ours: dict[str, Any] = {
         "path": PATH, "session": RELEASED.session, "nonce": RELEASED.nonce, "thumbprint": RELEASED.tee_pubkey,
         "evidence": RELEASED.evidence, "at_least": 1, "elapsed_ms": 0,
     }  # fmt: skip
-    envelope.check(released, secret, **ours | changes)
+    envelope.check(released, secret, also, **ours | changes)
+
+
+def test_another_other_key_is_refused() -> None:
+    """The key to change keyslots with is the one that was signed for: no other one, none too much and none missing."""
+    released = RELEASED._replace(also=Also(Step.ADD, 4, envelope.digest(b"the next key")))
+    check(released, also=b"the next key")
+    for one, also in ((released, b"another"), (released, None), (RELEASED, b"the next key")):
+        with pytest.raises(VerificationError, match="other key"):
+            check(one, also=also)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "format"}, {"step": "x"}, {"version": 0}, {"version": True}, {"sha256": "ab"}, {"more": 1}]
+)
+def test_what_to_do_with_keyslots_is_exact(change: dict[str, object]) -> None:
+    """A step, a version or a digest that are none are refused."""
+    also = {"step": "add", "version": 4, "sha256": "ab" * 32}
+    Also.from_json(also)
+    with pytest.raises(ProtocolError):
+        Also.from_json(also | change)
 
 
 def test_the_right_release_passes() -> None:

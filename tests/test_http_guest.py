@@ -84,7 +84,7 @@ def opened(guest: Guest, answer: TestResponse, front: Front) -> tuple[bytes, Rel
     assert answer.status_code == 200, answer.data
     assert isinstance(guest.key, ec.EllipticCurvePrivateKey)
     packed = jwe.unseal(answer.json, guest.key, activation=guest.activation, max_bytes=jwe.MAX_ENVELOPE_BYTES)
-    secret, statement = envelope.unpack(packed)
+    secret, statement, _ = envelope.unpack(packed)
     keys = envelope.load_keys(json.dumps(front.house.services.signer.jwks()).encode())
     payload = envelope.verify(statement, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
     return secret, Release.from_json(payload)
@@ -275,7 +275,10 @@ ATTEST_TABLE: list[tuple[Spoil, str]] = [
     (put("runtime-data", "tee-pubkey", "x", value="AAAA"), "wrong length"),
     (put("runtime-data", "tee-pubkey", "x", value="A" * 43), "not a point"),
     (put("runtime-data", "tee-pubkey", "x", value="+" * 43), "base64url"),
-    (put("tee-evidence", "additional_evidence", value='{"nvidia":{}}'), "additional evidence is not supported"),
+    (
+        put("tee-evidence", "additional_evidence", value='{"nvidia":{}}'),
+        "the additional evidence lacks a member",
+    ),
     (put("tee-evidence", "additional_evidence", value=None), "must be a string"),
     (put("tee-evidence", "primary_evidence", value=""), "must be"),
     (put("tee-evidence", "primary_evidence", "surprise", value=1), "unknown member"),

@@ -511,7 +511,7 @@ def test_who_asks_for_an_envelope_gets_the_brokers_word_with_the_key(house: Hous
         ResourcePath.parse(PATH), house.services, session_id=session_id, token=None, now=house.now, in_envelope=True
     )
     packed = jwe.unseal(sealed, guest.key, activation=guest.activation, max_bytes=jwe.MAX_ENVELOPE_BYTES)
-    secret, statement = envelope.unpack(packed)
+    secret, statement, _ = envelope.unpack(packed)
     [line] = house.lines("acme", ledger.RELEASE)
     keys = envelope.load_keys(strictjson.compact(house.services.signer.jwks()))
     said = envelope.verify(statement, keys, envelope.RELEASE, max_bytes=envelope.MAX_STATEMENT_BYTES)
@@ -526,6 +526,8 @@ def test_who_asks_for_an_envelope_gets_the_brokers_word_with_the_key(house: Hous
         "image": "debian@1",
         "rule": 1,
         "volume": None,
+        "format": False,
+        "also": None,
         "challenged_at": house.now,
         "released_at": house.now,
         "expires_at": house.now + release.ENVELOPE_LIFETIME_MS,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from broker.cli import recovery
 from broker.cli.options import as_owner, confirm_by_typing, confirmed, json_flag, key_path, read_input, why
 from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, table, when
@@ -22,7 +23,7 @@ MAX_RANDOM_BYTES = 1024  # of a key that the broker makes
 
 @click.group()
 def key() -> None:
-    """Put, generate, list, rotate and destroy keys.
+    """Put, generate, list, rotate and destroy keys; make recovery passphrases.
 
     A key's path is OWNER/TYPE/TAG; OWNER is you. No key is released before it has a rule (roomkey rule set).
 
@@ -71,18 +72,26 @@ def generate(client: Caller, path: ResourcePath, size: int, why: str) -> None:
 
 @key.command()
 @key_path
+@click.option("--now", is_flag=True, help="Do not wait for the volume's guest. A disk must be given the key by hand.")
 @why
 @as_owner
-def rotate(client: Caller, path: ResourcePath, why: str) -> None:
-    """Replace a key by a new random one of the same size. Guests get the new version from now on.
+def rotate(client: Caller, path: ResourcePath, now: bool, why: str) -> None:
+    """Replace a key by a new random one.
 
-    A disk that was encrypted with the old version has to be given the new one first: put both in its keyslots.
+    Where the broker knows the key's volume, the new version waits for its guest: at its next boot it opens the volume
+    with the old one, puts the new one into a keyslot, and takes the old one's away. Otherwise guests get the new
+    version, of the same size, from now on.
 
     \b
     Example:
       roomkey key rotate acme/disk/web-root --why "yearly"
     """
-    _report(client.call("POST", _path(path, "rotate"), {"why": why}), path)
+    rotated = client.call("POST", _path(path, "rotate"), {"at_once": now, "why": why})
+    if rotated["version"] is not None:
+        _report(rotated, path)
+        return
+    click.echo(f"{path}: a new version waits for the guest")
+    next_step("At its next boot the guest changes its volume to it. See: roomkey volume list")
 
 
 @key.command("list")
@@ -144,6 +153,10 @@ def destroy(client: Caller, path: ResourcePath, yes: bool, why: str) -> None:
         confirm_by_typing(str(path), act="destroy it for ever")
     erased = client.call("DELETE", _path(path), {"why": why})
     click.echo(f"{path} destroyed: {erased['erased']} versions erased")
+
+
+key.add_command(recovery.recovery)
+key.add_command(recovery.recover)
 
 
 def _stdin_is_a_terminal() -> bool:

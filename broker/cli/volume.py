@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from broker.cli.options import as_owner, json_flag, key_path, why
@@ -10,10 +12,19 @@ from broker.owner_client import Caller, path_of
 from broker.terminal import next_step, print_json, table, when
 from keys.messages import ResourcePath
 
+_STATES = {"ordered": "(ordered)", "begun": "(a guest has begun it)"}
+_STEPS = {"add": "adds the new key", "remove": "removes the old key", "recovery": "adds the recovery passphrase"}
+
+
+def _waits(volume: dict[str, Any]) -> str:
+    if volume["state"] != "known":
+        return "makes it"
+    return ", ".join(_STEPS[step] for step in volume["waits"])
+
 
 @click.group()
 def volume() -> None:
-    """Pin the LUKS2 volume that a key is for: its agent opens no other one with it.
+    """Order a new volume for a key, or pin the LUKS2 volume that a key is for: its agent opens no other one with it.
 
     The host owns the disk, and can put another volume in its place. A pin stays the same when passphrases come and go;
     it is printed by roomkey-agent, when it opens a volume that is not pinned, and by roomkey-agent luks check.
@@ -42,11 +53,31 @@ def pin(client: Caller, path: ResourcePath, pin: str, why: str) -> None:
     next_step("From the next release on the guest's agent opens this one only.")
 
 
+@volume.command()
+@key_path
+@click.option("--again", is_flag=True, help="Also where there is a key: what it opens, the new one does not.")
+@why
+@as_owner
+def provision(client: Caller, path: ResourcePath, again: bool, why: str) -> None:
+    """Order a new volume for a key: one guest, the first that the key's rule lets in, makes it and tells its pin.
+
+    The broker makes the key. From then on an empty or another disk is no reason to make a new one, but refused.
+
+    \b
+    Example:
+      roomkey volume provision acme/disk/web-1
+    """
+    client.call("POST", path_of("volumes", *path, "provision"), {"again": again, "why": why})
+    click.echo(f"{path}: a new key, for a volume that is to be made")
+    next_step(f"In the guest: roomkey-agent enroll DEVICE --key {path}")
+    next_step(f"Who may have it: roomkey rule show {path}")
+
+
 @volume.command("list")
 @json_flag
 @as_owner
 def list_(client: Caller, as_json: bool) -> None:
-    """List pinned volumes.
+    """List volumes: which ones are known or ordered, and what their guests will do to their keyslots.
 
     \b
     Example:
@@ -57,9 +88,9 @@ def list_(client: Caller, as_json: bool) -> None:
         print_json(volumes)
         return
     table(
-        ("key", "pin", "since"),
-        [(one["path"], one["pin"], when(one["created_at"])) for one in volumes],
-        empty="No volume is pinned: roomkey volume pin OWNER/TYPE/TAG PIN",
+        ("key", "pin", "waits for its guest's next boot", "since"),
+        [(one["path"], one["pin"] or _STATES[one["state"]], _waits(one), when(one["created_at"])) for one in volumes],
+        empty="No volume is known: roomkey volume pin OWNER/TYPE/TAG PIN, or for a new one roomkey volume provision",
     )
 
 

@@ -33,7 +33,7 @@ _calls = itertools.count(1)
 def auth(edge: Edge) -> Response:
     now = admit(edge, "auth")
     message = ChallengeRequest.from_bytes(edge.body())
-    issued = session.issue(message, edge.services, now=now)
+    issued = session.issue(message, edge.services, now=now, previous=request.cookies.get(COOKIE))
     return _with_cookie(json_response(issued.challenge.to_json()), issued.session_id, issued.expires_at)
 
 

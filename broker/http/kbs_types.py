@@ -81,7 +81,7 @@ class TeeEvidence(Struct, forbid_unknown_fields=True):
     """`primary_evidence` has the form of the platform named in `/auth`."""
 
     primary_evidence: Any
-    additional_evidence: Literal[""]
+    additional_evidence: str
 
 
 class InitData(Struct, forbid_unknown_fields=True):

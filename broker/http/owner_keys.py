@@ -8,11 +8,13 @@ from broker.http import types
 from broker.http.call import Call
 from broker.store.protocols import StoredKey
 from keys import b64
+from keys.envelope import MAX_ALSO_BYTES
 from keys.jwe import MAX_PLAINTEXT_BYTES
 
 
 def list_keys(call: Call, _: None) -> types.Keys:
-    newest = {key.path: key for key in call.services.store.keys(call.who.owner)}  # the last one of a path stays
+    # The last one of a path stays. What waits for a volume's guest is told with the volume.
+    newest = {key.path: key for key in call.services.store.keys(call.who.owner) if "~" not in key.tag}
     return types.Keys([_summary(key) for key in newest.values()])
 
 
@@ -34,8 +36,15 @@ def generate_key(call: Call, request: types.GenerateKey) -> types.KeySummary:
     return _summary(keyring.generate(call.path, request.size, call.services, call.who, why=request.why, now=call.now))
 
 
-def rotate_key(call: Call, request: types.Change) -> types.KeySummary:
-    return _summary(keyring.rotate(call.path, call.services, call.who, why=request.why, now=call.now))
+def rotate_key(call: Call, request: types.RotateKey) -> types.Rotated:
+    rotated = keyring.rotate(call.path, call.services, call.who, at_once=request.at_once, why=request.why, now=call.now)
+    return types.Rotated(str(call.path), None if rotated is None else rotated.version)
+
+
+def put_recovery(call: Call, request: types.PutRecovery) -> types.Rotated:
+    passphrase = b64.from_std(request.passphrase, name="passphrase", max_bytes=MAX_ALSO_BYTES)
+    keyring.put_recovery(call.path, passphrase, call.services, call.who, why=request.why, now=call.now)
+    return types.Rotated(str(call.path), None)
 
 
 def destroy_key(call: Call, request: types.Change) -> types.Destroyed:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from broker import keyring
 from broker.appraisal.rules import rule_name
+from broker.appraisal.volume import Volume
 from broker.changes import put_record
 from broker.http import types, volume_types
 from broker.http.call import Call
 from broker.store.protocols import Record, RecordKind
 from keys.errors import NotFound, ProtocolError
+from keys.report import Step
 
 _PIN = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -34,7 +38,13 @@ def pin_volume(call: Call, request: volume_types.PinVolume) -> volume_types.Volu
     store, owner = call.services.store, call.who.owner
     if not any(key.path == str(path) for key in store.keys(owner)):
         raise NotFound("no such key", found=str(path), mend=f"roomkey key put {path}")
-    return _volume(_put(call, {"pin": request.pin}, why=request.why))
+    return _volume(_put(call, Volume(request.pin).to_body(), why=request.why))
+
+
+def provision_volume(call: Call, request: volume_types.Provision) -> volume_types.Volume:
+    path = call.path
+    keyring.provision(path, call.services, call.who, again=request.again, why=request.why, now=call.now)
+    return show_volume(call, None)
 
 
 def unpin_volume(call: Call, request: types.Change) -> types.Deleted:
@@ -44,7 +54,7 @@ def unpin_volume(call: Call, request: types.Change) -> types.Deleted:
     return types.Deleted(name)
 
 
-def _put(call: Call, body: dict[str, str] | None, *, why: str) -> Record:
+def _put(call: Call, body: dict[str, Any] | None, *, why: str) -> Record:
     name, owner = rule_name(call.path), call.who.owner
     version = call.services.store.newest_version(RecordKind.VOLUME, owner, name) + 1
     record = Record(RecordKind.VOLUME, owner, name, version, body, call.now, call.who.kid)
@@ -53,7 +63,15 @@ def _put(call: Call, body: dict[str, str] | None, *, why: str) -> Record:
 
 
 def _volume(record: Record) -> volume_types.Volume:
-    pin = (record.body or {})["pin"]
+    known = Volume.from_body(record.body or {})
+    state = "known" if known.grant is None else "begun" if known.granted else "ordered"
+    steps = ((Step.ADD, known.next), (Step.REMOVE, known.last), (Step.RECOVERY, known.recovery))
     return volume_types.Volume(
-        f"{record.owner}/{record.name}", pin, record.version, record.created_at, record.created_by
+        f"{record.owner}/{record.name}",
+        known.pin,
+        state,
+        [str(step) for step, version in steps if version is not None],
+        record.version,
+        record.created_at,
+        record.created_by,
     )

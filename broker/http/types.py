@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 from broker.appraisal.rules import CLONES, DEFAULT_LEASE_S
+from keys.envelope import MAX_ALSO_BYTES
 from keys.jwe import MAX_PLAINTEXT_BYTES
 
 MAX_WHY_CHARS = 500
@@ -40,6 +41,21 @@ class GenerateKey(Change, kw_only=True):
     """`bytes`: how many random bytes."""
 
     size: KeySize = field(default=32, name="bytes")
+
+
+class RotateKey(Change, kw_only=True):
+    """`at_once`: do not wait for the guest of the volume that the key is for."""
+
+    at_once: bool = False
+
+
+class PutRecovery(Change, kw_only=True):
+    """`passphrase`: 1 to 512 bytes."""
+
+    passphrase: Annotated[Base64, Meta(min_length=4, max_length=(MAX_ALSO_BYTES + 2) // 3 * 4)]
+
+    def __repr__(self) -> str:
+        return f"PutRecovery(why={self.why!r})"
 
 
 class PutRule(Change, kw_only=True):
@@ -143,6 +159,13 @@ class KeySummary(Struct):
     state: str
     created_at: int
     created_by: str
+
+
+class Rotated(Struct):
+    """`version`: the new one, None where it waits for the guest of the volume that the key is for."""
+
+    path: str
+    version: int | None
 
 
 class Keys(Struct):

@@ -170,6 +170,8 @@ class FakeKbs:
             image="debian@1",
             rule=1,
             volume=self.volumes.get(path),
+            format=False,
+            also=None,
             challenged_at=session.challenged_at,
             released_at=now,
             expires_at=now + envelope.MAX_LIFETIME_MS,
