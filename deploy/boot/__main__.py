@@ -30,8 +30,8 @@ from deploy.boot.cpio import archive, regular
 from tests.fakes.luks import rewrite
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
-KEY = "acme/disk/root"
-IMAGE, UNIFIED = "web", "web-uki"
+KEY, NEW_KEY = "acme/disk/root", "acme/disk/new"
+IMAGE, UNIFIED, NEW_IMAGE = "web", "web-uki", "web-new"
 APPEND = "console=ttyS0 panic=-1 quiet"
 OTHER_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE.fd")
 SECONDS_TO_KEY = 12  # that the agent tries
@@ -142,9 +142,10 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     _replayed(stage, tap, acme)
     _unified(room, stage, good, pcr0, instances, acme)
     _refused(room, stage, good, passphrase, acme)
+    _new_machine(room, stage, broker, good, pcr0, acme)
 
 
-def _settings(broker: Path) -> dict[str, bytes]:
+def _settings(broker: Path, key: str = KEY) -> dict[str, bytes]:
     address, port = vm.BROKER
     toml = (
         f'brokers = ["https://{address}:{port}"]\nca_file = "/etc/roomkey/broker-ca.pem"\ntimeout = {SECONDS_TO_KEY}\n'
@@ -153,7 +154,7 @@ def _settings(broker: Path) -> dict[str, bytes]:
         "etc/roomkey/agent.toml": toml.encode(),
         "etc/roomkey/broker-ca.pem": (broker / "tls" / "ca.pem").read_bytes(),
         "etc/roomkey/broker-keys.json": (broker / "signing.pub.json").read_bytes(),
-        "etc/roomkey/key": KEY.encode(),
+        "etc/roomkey/key": key.encode(),
     }
 
 
@@ -209,6 +210,41 @@ def _refused(room: Path, stage: Stage, good: vm.Machine, passphrase: bytes, acme
     ])  # fmt: skip
 
 
+def _new_machine(
+    room: Path, stage: Stage, broker: Path, good: vm.Machine, pcr0: str, acme: dict[str, str]
+) -> None:  # fmt: skip
+    stage.chapter("A new machine makes its own volume, and changes its key")
+    initrd, empty = room / "initrd.new", room / "new.img"
+    initrd.write_bytes(initramfs.build(KERNEL, {**_settings(broker, NEW_KEY), "etc/roomkey/mkfs": b"ext4"}, mkfs=True))
+    disk.empty(empty)
+    machine = good._replace(initrd=initrd, disk=empty, tpm=room / NAMES[0], keeps=True)
+    stage.run(
+        "roomkey", "image", "measure", "tpm", "--kernel", machine.kernel, "--initrd", initrd, "--append", APPEND,
+        "--memory", str(vm.MEMORY_MIB), "--pcr0", pcr0, "--once-per-boot", "--put", NEW_IMAGE, env=acme, quiet=True,
+    )  # fmt: skip
+    done = stage.run("roomkey", "volume", "provision", NEW_KEY, env=acme)
+    stage.run("roomkey", "rule", "set", NEW_KEY, "--platform", "tpm", "--image", NEW_IMAGE, "--instance", NAMES[0],
+              env=acme, quiet=True)  # fmt: skip
+    stage.expect(done.returncode == 0, "the owner orders a volume; the broker makes its key")
+    first = _boot(room, "new-1", machine)
+    _show(stage, first)
+    stage.expect("has seen 1 boots" in first.console, "the first boot makes the volume, and the broker knows it")
+    stage.run("roomkey", "key", "rotate", NEW_KEY, "--why", "yearly", env=acme)
+    second = _boot(room, "new-2", machine)
+    _show(stage, second)
+    stage.expect(
+        "has seen 2 boots" in second.console and "older version of the key opens the volume no more" in second.console,
+        "the next boot opens it, and the new key takes the old one's place",
+    )
+    third = _boot(room, "new-3", machine)
+    _show(stage, third)
+    stage.expect("has seen 3 boots" in third.console, "and so it opens from then on")
+    disk.empty(empty)
+    _judge(room, stage, acme, [
+        Try("the host empties the disk", machine, "does not release the key", "an empty disk"),
+    ])  # fmt: skip
+
+
 def _host(room: Path, good: vm.Machine, passphrase: bytes, impostor: int) -> Sequence[Try]:
     """What the host changes, one thing a boot."""
     another = room / "another.img"
@@ -231,8 +267,8 @@ def _host(room: Path, good: vm.Machine, passphrase: bytes, impostor: int) -> Seq
         Try("firmware", good._replace(firmware=OTHER_FIRMWARE), denied, "PCR 0"),
         Try("another machine", good._replace(tpm=room / STRANGER), denied, "instance"),
         Try("the TPM's memory rolled back", good._replace(tpm=room / "tpm-before"), denied, "TPM's clock"),
-        Try("disk swapped", good._replace(disk=another), "another volume than the one that the key belongs to"),
-        Try("null cipher in the header", good._replace(disk=null), "cipher_null-ecb"),
+        Try("disk swapped", good._replace(disk=another), denied, "the volume that the key is for"),
+        Try("null cipher in the header", good._replace(disk=null), "cipher_null-ecb", "cipher_null-ecb"),
         Try("an impostor for a broker", good._replace(port=impostor), "certificate"),
         Try("no broker at all", good._replace(port=0), "did not answer in time"),
     )

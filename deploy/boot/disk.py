@@ -26,6 +26,12 @@ def make(path: Path, proof: str, passphrase: bytes) -> None:
              "--reduce-device-size", str(ROOM_FOR_HEADER), "--key-file", key, path)  # fmt: skip
 
 
+def empty(path: Path) -> None:
+    """A disk with nothing on it, in the place of what was there."""
+    with path.open("wb") as file:
+        file.truncate(DISK_BYTES)
+
+
 def change_key(path: Path, old: bytes, new: bytes) -> None:
     """Let `new` open the disk, and `old` no more."""
     with _key(path, old, "old") as before, _key(path, new, "new") as after:

@@ -16,6 +16,8 @@ from deploy.boot.runtime import agent_files, libraries, stripped
 
 BUSYBOX = Path("/bin/busybox")
 CRYPTSETUP = Path("/usr/sbin/cryptsetup")
+MKE2FS = Path("/usr/sbin/mke2fs")
+MKE2FS_CONF = Path("/etc/mke2fs.conf")
 INIT = Path(__file__).with_name("init")
 APPLETS = ("cat", "echo", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "sh", "sleep", "umount")
 FOLDERS = ("dev", "mnt", "proc", "run", "sys", "tmp")
@@ -26,9 +28,9 @@ ZSTD_LEVEL = 19
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
-def build(kernel: Path, settings: Mapping[str, bytes], *, agent: bool = True) -> bytes:
+def build(kernel: Path, settings: Mapping[str, bytes], *, agent: bool = True, mkfs: bool = False) -> bytes:
     """The initramfs for the unpacked kernel package `kernel`, compressed. `settings`: path in the image -> contents.
-    Without `agent` it is what remains to compare sizes with.
+    Without `agent` it is what remains to compare sizes with. `mkfs`: with what makes an ext4.
     """
     entries = [
         regular("init", INIT.read_bytes(), executable=True),
@@ -42,6 +44,9 @@ def build(kernel: Path, settings: Mapping[str, bytes], *, agent: bool = True) ->
         *modules(kernel),
         *(regular(name, data) for name, data in settings.items()),
     ]
+    if mkfs:
+        entries += [regular("usr/sbin/mkfs.ext4", stripped(MKE2FS), executable=True), *libraries([MKE2FS])]
+        entries.append(regular("etc/mke2fs.conf", MKE2FS_CONF.read_bytes()))
     if agent:
         entries += agent_files()
     return compressed(archive(_merged(entries)))

@@ -22,7 +22,7 @@ BOOT_SECONDS = 90.0  # then QEMU is killed: a firmware that refuses waits for ev
 
 class Machine(NamedTuple):
     """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere. `esp`: a
-    disk to boot from, instead of a kernel that is handed over.
+    disk to boot from, instead of a kernel that is handed over. `keeps`: what the guest writes stays on its disk.
     """
 
     tpm: Path
@@ -34,6 +34,7 @@ class Machine(NamedTuple):
     firmware: Path = FIRMWARE
     memory: int = MEMORY_MIB
     esp: Path | None = None
+    keeps: bool = False
 
 
 class Booted(NamedTuple):
@@ -85,7 +86,7 @@ def command(machine: Machine, variables: Path, control: Path) -> list[str]:
         "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
         "-chardev", f"socket,id=tpm,path={control}", "-tpmdev", "emulator,id=tpm,chardev=tpm",
         "-device", "tpm-crb,tpmdev=tpm",
-        "-drive", f"if=none,id=disk,format=raw,file={machine.disk},snapshot=on",
+        "-drive", f"if=none,id=disk,format=raw,file={machine.disk}{'' if machine.keeps else ',snapshot=on'}",
         "-device", "virtio-blk-pci,drive=disk",
         "-netdev", f"user,id=net,restrict=on{relay}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",
