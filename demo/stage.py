@@ -49,11 +49,16 @@ class Stage:
         env: dict[str, str] | None = None,
         quiet: bool = False,
         after: str = "",
+        silent: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """One command, printed with its output, from the words `after` on. `stdin` is never printed."""
+        """One command, printed with its output, from the words `after` on. `stdin` is never printed. `silent` prints
+        nothing, for what happens beside the story.
+        """
         words = [str(argument) for argument in arguments]
         piped = "… | " if stdin is not None else ""
-        print(self._paint("36", f"   $ {piped}{self._short(' '.join(_quoted(word) for word in words))}"), flush=True)
+        if not silent:
+            line = f"   $ {piped}{self._short(' '.join(_quoted(word) for word in words))}"
+            print(self._paint("36", line), flush=True)
         program = BIN / words[0] if (BIN / words[0]).exists() else shutil.which(words[0], path=_path()) or words[0]
         done = subprocess.run(
             [str(program), *words[1:]],
@@ -64,7 +69,7 @@ class Stage:
             env={"PATH": _path(), "LANG": "C.UTF-8", "COLUMNS": "110", **(env or {})},
         )
         result = subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
-        if not quiet:
+        if not (quiet or silent):
             said = result.stdout + result.stderr
             self.show(said[max(said.find(after), 0) :])
         return result
