@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent and the Python that runs it, as the files of an initramfs: what the agent can import, and nothing else.
 
+Interpreter and `cryptography` are Debian's, whose security updates they get; the library that does the work, libcrypto,
+is the one that cryptsetup brings along anyway.
+
 Debian's interpreter imports every module that the agent's code names, also inside functions, and tells where each came
 from. Python files go in compiled, without docstrings and times; the agent's own ones start as a folder, isolated.
 """
@@ -23,7 +26,8 @@ STDLIB = Path("/usr/lib/python3.11")
 HOME = "usr/lib/roomkey"  # of the agent, in the image
 PROGRAM = "usr/sbin/roomkey-agent"
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SITE = REPOSITORY / ".venv/lib/python3.11/site-packages"
+LEGACY = Path("/usr/lib/x86_64-linux-gnu/ossl-modules/legacy.so")  # without it Debian's cryptography does not start
+SITE = Path("/usr/lib/python3/dist-packages")
 ROOMS = ("agent", "keys")
 NOT_IN_A_GUEST = ("custody", "sev_launch", "sev_chain", "qmp")  # the broker's, and what runs on a host
 # What the standard library and cryptography import once they are used, and so nobody names.
@@ -58,6 +62,7 @@ def agent_files() -> list[Entry]:
             objects.append(path)
             entries.append(regular(place, stripped(path), executable=True))
     entries.append(regular(str(PYTHON)[1:], stripped(PYTHON), executable=True))
+    entries.append(regular(str(LEGACY)[1:], stripped(LEGACY), executable=True))
     return entries + list(libraries(objects))
 
 
