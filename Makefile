@@ -8,7 +8,7 @@ CODE := agent broker keys tests demo bench fuzz deploy
 # Every branch of these rooms must be covered: they decide what is genuine, what is wanted, and what is released.
 COVERED := keys/*,agent/luks*.py,broker/verifiers/*,broker/appraisal/*,broker/measure/*,broker/release.py,broker/attestation.py,broker/evidence.py,broker/replay.py,broker/session.py
 
-.PHONY: help setup demo boot-demo test test-slow lint fmt conformance cover bench fuzz lock clean
+.PHONY: help setup demo boot-demo boot-demo-full test test-slow lint fmt conformance cover bench fuzz lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,10 @@ demo: setup ## a measured guest unlocks its disk; a tampered one does not
 boot-demo: setup ## a measured VM unlocks its own disk; ones that were tampered with do not
 	@deploy/boot/setup
 	@$(PY) -m deploy.boot
+
+boot-demo-full: setup ## a whole Debian whose root is on LUKS2, with the agent's package; minutes, as root
+	@deploy/boot/setup full
+	@$(PY) -m deploy.boot.full
 
 test: setup ## all fast tests, and the shared vectors where they are
 	@$(PY) -m pytest -q -m "not slow" $(ARGS)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agent.attesters.registry import Attester
     from agent.release import Opened
-    from agent.volume import Making
+    from agent.volume import Ask, Making
     from keys.report import Report
 
 REPORT_DATA_BYTES = 48  # SHA-384, as in `keys.binding`
@@ -80,6 +80,11 @@ def _enroll(options: argparse.Namespace, settings: Settings) -> int:
     return _open(options, settings, path, name, got)
 
 
+def _asking(settings: Settings, path: ResourcePath) -> None:
+    """On a console that somebody watches: what happens now, and for how long at most."""
+    _say(f"asking {' or '.join(settings.brokers) or 'nobody'} for {path}, for at most {settings.timeout} s")
+
+
 def _key_for(
     options: argparse.Namespace, settings: Settings, path: ResourcePath, making: Making | None = None
 ) -> Opened:  # fmt: skip
@@ -88,6 +93,7 @@ def _key_for(
     def ask(report: Report, session: str) -> Opened:
         return _fetch(options, settings, path, report, session)
 
+    _asking(settings, path)
     return key_for(options.device, ask, _say, making)
 
 
@@ -234,6 +240,33 @@ def _check_header(options: argparse.Namespace) -> int:
     _write(None, "\n".join([*lines, ""]).encode())
     if options.pin is None:
         _say(f"the header protects what is on it; is it the right volume? --pin {header.volume.pin}")
+    return 0
+
+
+def _guard(options: argparse.Namespace) -> int:
+    from agent.key_socket import guard  # noqa: PLC0415
+    from agent.volumes import volume_row  # noqa: PLC0415
+
+    _say(f"judged the header of {options.name}: {guard(volume_row(options.name))}")
+    return 0
+
+
+def _socket(options: argparse.Namespace, settings: Settings) -> int:
+    import socket  # noqa: PLC0415
+
+    from agent.key_socket import answer, wanted  # noqa: PLC0415
+    from agent.volumes import volume_row  # noqa: PLC0415
+
+    def ask(path: ResourcePath) -> Ask:
+        return lambda report, session: _fetch(options, settings, path, report, session)
+
+    try:
+        connection = socket.socket(fileno=0)
+        connection.getpeername()
+    except OSError:
+        raise ConfigError("standard input is no connection", mend="enable the unit roomkey-key.socket") from None
+    with connection:
+        answer(connection, volume_row(wanted(connection)), ask, _say)
     return 0
 
 
@@ -389,11 +422,19 @@ def _parser() -> argparse.ArgumentParser:
     cap.set_defaults(run=_cap)
 
     luks = commands.add_parser("luks", help="judge a LUKS2 header, without a key and without a broker")
-    check = luks.add_subparsers(required=True, metavar="STEP").add_parser("check", help="what is it, and is it sound?")
+    steps = luks.add_subparsers(required=True, metavar="STEP")
+    check = steps.add_parser("check", help="what is it, and is it sound?")
     check.add_argument("device", metavar="DEVICE|FILE")
     check.add_argument("--pin", metavar="HEX", type=_pin, help="the volume that it must be, as an earlier check said")
     check.add_argument("--json", action="store_true")
     check.set_defaults(run=_check_header)
+
+    guard = steps.add_parser("guard", help="leave the judged header where crypttab's header= looks")
+    guard.add_argument("name", metavar="NAME", help="of a volume in /etc/roomkey/volumes")
+    guard.set_defaults(run=_guard)
+
+    key_socket = commands.add_parser("socket", parents=[common, asking], help="answer systemd's question for a key")
+    key_socket.set_defaults(run=_socket)
 
     launch = commands.add_parser("sev-launch", help="on a host: launch a SEV or SEV-ES guest with its key")
     steps = launch.add_subparsers(required=True, metavar="STEP")

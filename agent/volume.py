@@ -61,7 +61,7 @@ def key_for(device: str, ask: Ask, say: Callable[[str], None], making: Making | 
             raise defect
         if got.format:
             got = _make(device, got, ask, say, making)
-        return _changed(device, got, ask, say)
+        return keyslots_changed(device, got, ask, say)
     except BaseException:
         wipe(got.secret)
         raise
@@ -102,7 +102,8 @@ def _make(device: str, got: Opened, ask: Ask, say: Callable[[str], None], making
     return known
 
 
-def _changed(device: str, got: Opened, ask: Ask, say: Callable[[str], None]) -> Opened:
+def keyslots_changed(device: str, got: Opened, ask: Ask, say: Callable[[str], None]) -> Opened:
+    """What the broker releases once the keyslots are as it wants them, `got` where that cannot be had."""
     for _ in range(MAX_CHANGES):
         other, pin = got.other, got.volume
         if other is None or pin is None:

@@ -27,6 +27,7 @@ from demo.stage import Failed, Stage
 from demo.tap import Tap
 from deploy.boot import disk, initramfs, uki, vm
 from deploy.boot.cpio import archive, regular
+from deploy.boot.story import BASE, init_broker, settings
 from tests.fakes.luks import rewrite
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
@@ -34,11 +35,10 @@ KEY, NEW_KEY = "acme/disk/root", "acme/disk/new"
 IMAGE, UNIFIED, NEW_IMAGE = "web", "web-uki", "web-new"
 APPEND = "console=ttyS0 panic=-1 quiet"
 OTHER_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE.fd")
-SECONDS_TO_KEY = 12  # that the agent tries
 NAMES = ("web-1", "web-2")  # the owner's machines; as many run at a time
 NEW = "web-3"  # another one, with an empty disk
 STRANGER = "web-9"
-KERNEL = Path(__file__).resolve().parent.parent.parent / ".state/boot/kernel"
+KERNEL = BASE / "boot/kernel"
 
 
 class Try(NamedTuple):
@@ -51,8 +51,7 @@ class Try(NamedTuple):
 
 
 def main() -> int:
-    base = KERNEL.parent.parent
-    room = base / f"boot-demo-{secrets.token_hex(4)}"
+    room = BASE / f"boot-demo-{secrets.token_hex(4)}"
     room.mkdir(parents=True)
     stage = Stage({f"{room}/": "", str(room): "."})
     began = time.monotonic()
@@ -73,24 +72,11 @@ def _story(room: Path, stage: Stage) -> None:
         set_up_with_swtpm_setup(room / name, maker)
     stage.expect(True, "TPMs with EK certificates of their maker's CA")
     port, broker = free_port(), room / "broker"
-    _init(stage, broker, port, room)
+    init_broker(stage, broker, port, room)
     with running_broker(broker / "broker.toml", port, broker / "tls" / "ca.pem"), Tap(port, broker / "tls") as tap:
         stage.expect(True, f"a broker on this machine's loopback; the VMs know it as {':'.join(map(str, vm.BROKER))}")
         acme = owner(stage, room, broker, "acme", f"https://localhost:{port}")
         _tell(room, stage, broker, tap, acme)
-
-
-def _init(stage: Stage, broker: Path, port: int, room: Path) -> None:
-    hosts = [word for host in ("localhost", "127.0.0.1", vm.BROKER[0]) for word in ("--host", host)]
-    stage.run("roomkey", "init", broker, *hosts, "--listen", "127.0.0.1", "--port", str(port), quiet=True)
-    config, maker = broker / "broker.toml", room / "tpm-maker"
-    text = config.read_text()
-    for setting, file in (
-        ("ek_root_files", "swtpm-localca-rootca-cert.pem"),
-        ("ek_intermediate_files", "issuercert.pem"),
-    ):
-        text = text.replace(f"{setting} = []", f'{setting} = ["{maker / file}"]')
-    config.write_text(text)
 
 
 def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]) -> None:
@@ -107,8 +93,8 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     kernel = next((KERNEL / "boot").glob("vmlinuz-*"))
     initrd = room / "initrd.zst"
     stage.tell("The initramfs: busybox, cryptsetup, the kernel's modules, the agent with its Python and settings.")
-    initrd.write_bytes(initramfs.build(KERNEL, _settings(broker)))
-    whole, rest = initrd.stat().st_size, len(initramfs.build(KERNEL, _settings(broker), agent=False))
+    initrd.write_bytes(initramfs.build(KERNEL, settings(broker, KEY)))
+    whole, rest = initrd.stat().st_size, len(initramfs.build(KERNEL, settings(broker, KEY), agent=False))
     stage.expect(True, f"an initramfs of {whole / 1e6:.1f} MB; the agent and its Python are {(whole - rest) / 1e6:.1f}")
     good = vm.Machine(room / NAMES[0], kernel, initrd, APPEND, root, tap.port)
     recorded = _boot(room, "record", good._replace(append=f"{APPEND} roomkey.record"))
@@ -148,19 +134,6 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
         _new_machine_booted(room, stage, new, acme)
 
 
-def _settings(broker: Path, key: str = KEY) -> dict[str, bytes]:
-    address, port = vm.BROKER
-    toml = (
-        f'brokers = ["https://{address}:{port}"]\nca_file = "/etc/roomkey/broker-ca.pem"\ntimeout = {SECONDS_TO_KEY}\n'
-    )
-    return {
-        "etc/roomkey/agent.toml": toml.encode(),
-        "etc/roomkey/broker-ca.pem": (broker / "tls" / "ca.pem").read_bytes(),
-        "etc/roomkey/broker-keys.json": (broker / "signing.pub.json").read_bytes(),
-        "etc/roomkey/key": key.encode(),
-    }
-
-
 def _replayed(stage: Stage, tap: Tap, acme: dict[str, str]) -> None:
     """The host plays the good boot's evidence again, after that VM is gone."""
     recorded = next(message for message in tap.messages if message.path.endswith("/attest") and message.status == 200)
@@ -198,7 +171,7 @@ def _unified(
 def _refused(room: Path, stage: Stage, good: vm.Machine, passphrase: bytes, acme: dict[str, str]) -> None:
     stage.chapter(f"What a host can do, {len(NAMES)} machines at a time")
     impostor = room / "impostor"
-    _init(stage, impostor, other := free_port(), room)
+    init_broker(stage, impostor, other := free_port(), room)
     with running_broker(impostor / "broker.toml", other, impostor / "tls" / "ca.pem"):
         _judge(room, stage, acme, list(_host(room, good, passphrase, other)))
 
@@ -225,8 +198,8 @@ def _new_machine(
 ) -> _New:
     stage.chapter("A new machine, with an empty disk")
     initrd, empty = room / "initrd.new", room / "new.img"
-    settings = {**_settings(broker, NEW_KEY), "etc/roomkey/mkfs": b"ext4"}
-    initrd.write_bytes(initramfs.build(KERNEL, settings, mkfs=True))
+    files = {**settings(broker, NEW_KEY), "etc/roomkey/mkfs": b"ext4"}
+    initrd.write_bytes(initramfs.build(KERNEL, files, mkfs=True))
     disk.empty(empty)
     machine = good._replace(initrd=initrd, disk=empty, tpm=room / NEW, keeps=True)
     stage.run(

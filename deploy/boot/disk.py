@@ -21,9 +21,23 @@ def make(path: Path, proof: str, passphrase: bytes) -> None:
         file.truncate(DISK_BYTES)
     blocks = (DISK_BYTES - ROOM_FOR_HEADER) >> 12
     _run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", tree, path, blocks)
+    _encrypt(path, passphrase)
+
+
+def _encrypt(path: Path, passphrase: bytes) -> None:
     with _key(path, passphrase) as key:
         _run("cryptsetup", "reencrypt", "--encrypt", "--batch-mode", "--type", "luks2", *PBKDF,
              "--reduce-device-size", str(ROOM_FOR_HEADER), "--key-file", key, path)  # fmt: skip
+
+
+def encrypt_tree(path: Path, tree: Path, passphrase: bytes) -> None:
+    """A LUKS2 disk with all that is in the folder `tree`."""
+    used = int(subprocess.run(["du", "-sm", tree], check=True, capture_output=True, text=True).stdout.split()[0])
+    size = (used * 5 // 4 + 256) << 20
+    with path.open("wb") as file:
+        file.truncate(size)
+    _run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", tree, path, (size - ROOM_FOR_HEADER) >> 12)
+    _encrypt(path, passphrase)
 
 
 def empty(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BROKER = ("10.0.2.100", 8443)  # as the guest sees it
+TANG = ("10.0.2.101", 80)  # another key server, to compare with
 MEMORY_MIB = 512
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 BOOT_SECONDS = 90.0  # then QEMU is killed: a firmware that refuses waits for ever
@@ -23,6 +24,7 @@ BOOT_SECONDS = 90.0  # then QEMU is killed: a firmware that refuses waits for ev
 class Machine(NamedTuple):
     """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere. `esp`: a
     disk to boot from, instead of a kernel that is handed over. `keeps`: what the guest writes stays on its disk.
+    `more`: further disks. `tang`: where TANG leads; 0: nowhere. After `seconds` it is switched off.
     """
 
     tpm: Path
@@ -35,6 +37,9 @@ class Machine(NamedTuple):
     memory: int = MEMORY_MIB
     esp: Path | None = None
     keeps: bool = False
+    more: tuple[Path, ...] = ()
+    tang: int = 0
+    seconds: float = BOOT_SECONDS
 
 
 class Booted(NamedTuple):
@@ -68,7 +73,7 @@ def boot(machine: Machine, room: Path) -> Booted:
     ) as swtpm:  # fmt: skip
         try:
             _wait_for(control, swtpm)
-            console = _qemu(command(machine, variables, control), room / "console")
+            console = _qemu(command(machine, variables, control), room / "console", machine.seconds)
         finally:
             swtpm.terminate()
     return Booted(console, time.monotonic() - began)
@@ -76,8 +81,11 @@ def boot(machine: Machine, room: Path) -> Booted:
 
 def command(machine: Machine, variables: Path, control: Path) -> list[str]:
     """QEMU's command line."""
-    address, port = BROKER
-    relay = f",guestfwd=tcp:{address}:{port}-cmd:/bin/busybox nc 127.0.0.1 {machine.port}" if machine.port else ""
+    relays = "".join(
+        f",guestfwd=tcp:{address}:{port}-cmd:/bin/busybox nc 127.0.0.1 {target}"
+        for (address, port), target in ((BROKER, machine.port), (TANG, machine.tang))
+        if target
+    )
     return [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35",
         *accelerator(Path("/proc/cpuinfo").read_text()), "-m", str(machine.memory), "-smp", "1",
@@ -88,8 +96,14 @@ def command(machine: Machine, variables: Path, control: Path) -> list[str]:
         "-device", "tpm-crb,tpmdev=tpm",
         "-drive", f"if=none,id=disk,format=raw,file={machine.disk}{'' if machine.keeps else ',snapshot=on'}",
         "-device", "virtio-blk-pci,drive=disk",
-        "-netdev", f"user,id=net,restrict=on{relay}", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", f"user,id=net,restrict=on{relays}", "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",
+        *(
+            word
+            for at, path in enumerate(machine.more)
+            for word in ("-drive", f"if=none,id=more{at},format=raw,file={path},snapshot=on",
+                         "-device", f"virtio-blk-pci,drive=more{at}")
+        ),
         *_start(machine),
     ]  # fmt: skip
 
@@ -102,13 +116,13 @@ def _start(machine: Machine) -> list[str]:
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=esp,bootindex=0"]
 
 
-def _qemu(words: list[str], console: Path) -> str:
+def _qemu(words: list[str], console: Path, seconds: float) -> str:
     with console.open("wb") as output:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            process.wait(BOOT_SECONDS)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             pass  # what the console shows until now is the result
         finally:

@@ -1,0 +1,36 @@
+#!/bin/bash
+# The agent, its Python and its settings into dracut's initramfs, if a volume is to be opened there.
+
+check() {
+    grep -Eq '^[^#].*[ ,]initramfs(,|$)' /etc/roomkey/volumes 2>/dev/null || return 255
+    require_binaries python3 cryptsetup
+}
+
+depends() {
+    echo bash dm
+}
+
+installkernel() {
+    instmods dm_mod dm_crypt xts aesni_intel af_alg algif_skcipher algif_hash tpm_crb tpm_tis sev-guest \
+        virtio_net virtio_blk virtio_pci
+}
+
+install() {
+    local path place legacy
+    while read -r _ path place; do
+        inst "$path" "$place"
+    done < <(python3 -I /usr/lib/roomkey/python_files.py /usr/lib/roomkey "$initdir")
+    inst_libdir_file "ossl-modules/legacy.so"
+    for legacy in /usr/lib/*/ossl-modules/legacy.so; do [ -e "$legacy" ] && inst "$legacy"; done
+    inst_multiple cryptsetup ip sleep tail poweroff grep
+    inst_simple /usr/lib/roomkey/open-volumes
+    mkdir -p "$initdir/usr/sbin" "$initdir/etc/roomkey"
+    printf '#!/bin/sh\nexec %s -I -S /usr/lib/roomkey/start.pyc "$@"\n' "$(readlink -f /usr/bin/python3)" \
+        >"$initdir/usr/sbin/roomkey-agent"
+    chmod 755 "$initdir/usr/sbin/roomkey-agent"
+    cp -p /etc/roomkey/* "$initdir/etc/roomkey/"
+    inst_simple "$moddir/roomkey-volumes.service" /etc/systemd/system/roomkey-volumes.service
+    inst_simple "$moddir/network" /usr/lib/roomkey/network
+    mkdir -p "$initdir/etc/systemd/system/sysinit.target.wants"
+    ln -s ../roomkey-volumes.service "$initdir/etc/systemd/system/sysinit.target.wants/roomkey-volumes.service"
+}
