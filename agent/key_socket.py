@@ -38,7 +38,8 @@ WAIT_SECONDS = 30  # for a device
 PATIENCE_SECONDS = 300  # for brokers that cannot be reached; systemd waits as long
 FIRST_PAUSE, LONGEST_PAUSE = 5, 60  # seconds between two rounds
 
-_PEER = re.compile(rb"\0[0-9a-f]{16}/cryptsetup/([A-Za-z0-9_][A-Za-z0-9_.-]{0,126})\Z")
+# The random number in front is written without leading zeros.
+_PEER = re.compile(rb"\0[0-9a-f]{1,16}/cryptsetup/([A-Za-z0-9_][A-Za-z0-9_.-]{0,126})\Z")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -82,6 +83,7 @@ def wanted(connection: socket.socket) -> str:
     if match is None:
         raise VolumeError(
             "who asks for a key is not systemd-cryptsetup",
+            found=ascii(address)[:64],
             mend="the socket's path belongs into crypttab's third column",
         )
     return match[1].decode("ascii")

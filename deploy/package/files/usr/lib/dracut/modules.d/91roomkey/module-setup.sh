@@ -16,11 +16,12 @@ installkernel() {
 }
 
 install() {
-    local path place legacy
+    local path place legacy library
     while read -r _ path place; do
         inst "$path" "$place"
+        # Where a file goes to another place, dracut leaves out what it is linked with.
+        for library in $(ldd "$path" 2>/dev/null | grep -o '/[^ ]*'); do inst "$library"; done
     done < <(python3 -I /usr/lib/roomkey/python_files.py /usr/lib/roomkey "$initdir")
-    inst_libdir_file "ossl-modules/legacy.so"
     for legacy in /usr/lib/*/ossl-modules/legacy.so; do [ -e "$legacy" ] && inst "$legacy"; done
     inst_multiple cryptsetup ip sleep tail poweroff grep
     inst_simple /usr/lib/roomkey/open-volumes
