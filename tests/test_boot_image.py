@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from deploy.boot import initramfs, vm
 from deploy.boot.cpio import TRAILER, Entry, archive, directory, link, node, regular
+from deploy.boot.runtime import REPOSITORY
 
 
 def listed(data: bytes) -> list[Entry]:
@@ -85,3 +88,27 @@ def test_the_guest_reaches_one_address_only(tmp_path: Path) -> None:
     assert network == "user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:8443-cmd:/bin/busybox nc 127.0.0.1 4711"
     assert "user,id=net,restrict=on" in vm.command(machine._replace(port=0), tmp_path, tmp_path)
     assert any("snapshot=on" in word for word in words)
+
+
+def test_the_agents_package_is_the_same_twice(tmp_path: Path) -> None:
+    """The same sources give the same package, with the agent whole, no custody, and what its units call."""
+    packages = [tmp_path / name for name in ("one.deb", "other.deb")]
+    for package in packages:
+        subprocess.run([REPOSITORY / "deploy/package/build", package], check=True)
+    assert packages[0].read_bytes() == packages[1].read_bytes()
+    subprocess.run(["dpkg-deb", "-x", packages[0], tmp_path / "tree"], check=True)
+    home = tmp_path / "tree/usr/lib/roomkey"
+    assert {path.name for path in (home / "agent").glob("*.py")} == {
+        p.name for p in (REPOSITORY / "agent").glob("*.py")
+    }
+    assert not (home / "keys/custody").exists()
+    start = (
+        f"import sys; sys.path.insert(0, {str(home)!r}); import agent.cli as c; print(c.__file__); c.main(['--help'])"
+    )
+    said = subprocess.run([sys.executable, "-I", "-c", start], check=True, capture_output=True, text=True).stdout
+    assert said.startswith(str(home))
+    assert "enroll" in said
+    for unit in (tmp_path / "tree/lib/systemd/system").iterdir():
+        for line in unit.read_text().splitlines():
+            if line.startswith("ExecStart="):
+                assert (tmp_path / "tree" / line.removeprefix("ExecStart=/").split()[0]).exists()
