@@ -17,6 +17,7 @@ from broker.cli.image_evidence import store_image
 from broker.cli.options import identity_at, identity_file, json_flag, read_input, why
 from broker.measure.direct_boot import Event, events, value
 from broker.measure.uki_boot import uki_events
+from broker.measure.variables import secure_boot_variables
 from broker.owner_client import OwnerClient
 from broker.terminal import next_step, print_json, table
 from keys.errors import ConfigError
@@ -24,6 +25,7 @@ from keys.errors import ConfigError
 MIB = 1 << 20
 MAX_KERNEL_BYTES = 256 * MIB
 MAX_INITRD_BYTES = 2048 * MIB
+MAX_VARIABLES_BYTES = 8 * MIB
 ONCE_PER_BOOT = 15  # the PCR that `roomkey-agent unlock --cap` extends
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -35,6 +37,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--append", default="", help="Its command line (-append).")
 @click.option("--memory", type=click.IntRange(min=1), metavar="MIB", help="The VM's memory (-m).")
 @click.option("--uki", type=_file, help="Instead of all these: a unified kernel image, started from a disk.")
+@click.option("--vars", "variables", type=_file, help="With --uki: the firmware's variables, with keys of Secure Boot.")
 @click.option(
     "--phase", "phases", multiple=True, metavar="NAME", help="A phase that its systemd has measured by then; repeat it."
 )
@@ -47,11 +50,14 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @why
 @identity_file
 def measure_tpm(
-    kernel: Path | None, initrd: Path | None, append: str, memory: int | None, uki: Path | None,
+    kernel: Path | None, initrd: Path | None, append: str, memory: int | None, uki: Path | None, variables: Path | None,
     phases: tuple[str, ...], pcr0: str | None, once_per_boot: bool, bank: str,
     as_json: bool, as_toml: bool, put_as: str | None, why: str, identity_path: Path | None,
 ) -> None:  # fmt: skip
-    """TPM: the PCRs after QEMU and OVMF (q35, Secure Boot without keys) boot a kernel, or a UKI from a disk.
+    """TPM: the PCRs after QEMU and OVMF (q35) boot a kernel, or a UKI from a disk.
+
+    With --vars, the file of variables that the VM starts with, its firmware checks what it starts (Secure Boot);
+    without, it has no keys to check by.
 
     \b
     PCR 0 cannot be computed: firmware measures itself as it runs, with the VM's memory and CPUs. Read it once from a
@@ -61,17 +67,21 @@ def measure_tpm(
     Example:
       roomkey image measure tpm --kernel vmlinuz --initrd initrd.img --append "console=ttyS0" --memory 512 --put web
       roomkey image measure tpm --uki web.efi --put web
+      roomkey image measure tpm --uki web-signed.efi --vars OVMF_VARS.fd --put web
     """
     recorded = _recorded(pcr0, bank)
     if uki is not None:
         if kernel or initrd or append or memory:
             raise click.UsageError("A UKI has its kernel, initrd and command line in it: give --uki alone.")
-        predicted = uki_events(read_input(uki, max_bytes=MAX_INITRD_BYTES), phases, bank)
+        keys = None
+        if variables is not None:
+            keys = secure_boot_variables(read_input(variables, max_bytes=MAX_VARIABLES_BYTES))
+        predicted = uki_events(read_input(uki, max_bytes=MAX_INITRD_BYTES), phases, bank, keys)
         description = f"predicted: unified kernel image {uki.name}"
     elif kernel is None or initrd is None or memory is None:
         raise click.UsageError("Give --kernel, --initrd and --memory, or --uki.")
-    elif phases:
-        raise click.UsageError("Phases are measured of a UKI only.")
+    elif phases or variables is not None:
+        raise click.UsageError("Phases, and keys of Secure Boot, go with a UKI only.")
     else:
         files = read_input(kernel, max_bytes=MAX_KERNEL_BYTES), read_input(initrd, max_bytes=MAX_INITRD_BYTES)
         predicted = events(*files, append, memory, bank)

@@ -64,6 +64,15 @@ def sections(data: bytes) -> dict[str, bytes]:
     return found
 
 
+def certificate_table(data: bytes) -> bytes:
+    """The table of signatures at the end of the file, empty where it is not signed. Raises ConfigError."""
+    authenticode(data, "sha256")
+    optional = _uint(data, 0x3C, 4) + 24
+    entry = optional + _CERTIFICATES[_uint(data, optional, 2)]
+    at, size = _uint(data, entry, 4), _uint(data, entry + 4, 4)
+    return data[at : at + size]
+
+
 def _uint(data: bytes, at: int, size: int) -> int:
     if at + size > len(data):
         raise _unusable("it ends too early")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from broker.measure.authenticode import authenticode
 from broker.measure.bzimage import patched
+from broker.measure.variables import GLOBAL, SECURITY
 from keys.errors import ConfigError
 
 MAX_APPEND_BYTES = 2048  # COMMAND_LINE_SIZE of x86
@@ -27,14 +28,12 @@ SEPARATOR = bytes(4)
 ACTION = b"Calling EFI Application from Boot Option"
 BY_FIRMWARE = " initrd=initrd"  # OVMF adds it to the command line
 
-_GLOBAL = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")  # 8be4df61-93ca-11d2-aa0d-00e098032b8c
-_SECURITY = bytes.fromhex("cbb219d73a3d9645a3bcdad00e67656f")  # d719b2cb-3d3a-4596-a3bc-dad00e67656f
 _VARIABLES = (  # in setup mode, as a VM has them whose owner enrolled no keys
-    ("SecureBoot", _GLOBAL, b"\0"),
-    ("PK", _GLOBAL, b""),
-    ("KEK", _GLOBAL, b""),
-    ("db", _SECURITY, b""),
-    ("dbx", _SECURITY, b""),
+    ("SecureBoot", GLOBAL, b"\0"),
+    ("PK", GLOBAL, b""),
+    ("KEK", GLOBAL, b""),
+    ("db", SECURITY, b""),
+    ("dbx", SECURITY, b""),
 )
 
 
@@ -84,7 +83,7 @@ def separator(bank: str) -> Event:
 def secure_boot_off(bank: str) -> tuple[Event, ...]:
     """PCR 7 without keys of Secure Boot."""
     variables = (
-        event(bank, _variable(guid, name, data), "EV_EFI_VARIABLE_DRIVER_CONFIG", f"{name}={data.hex() or 'empty'}")
+        event(bank, variable(guid, name, data), "EV_EFI_VARIABLE_DRIVER_CONFIG", f"{name}={data.hex() or 'empty'}")
         for name, guid, data in _VARIABLES
     )
     return (*variables, separator(bank))
@@ -98,7 +97,7 @@ def value(sequence: tuple[Event, ...], bank: str) -> bytes:
     return register
 
 
-def _variable(guid: bytes, name: str, data: bytes) -> bytes:
-    """UEFI_VARIABLE_DATA."""
+def variable(guid: bytes, name: str, data: bytes) -> bytes:
+    """UEFI_VARIABLE_DATA, whose digest is that of the event."""
     sizes = len(name).to_bytes(8, "little") + len(data).to_bytes(8, "little")
     return guid + sizes + name.encode("utf-16-le") + data

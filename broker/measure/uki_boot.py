@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events of a unified kernel image (UKI) that OVMF starts from a disk, Secure Boot without keys.
+"""The events of a unified kernel image (UKI) that OVMF starts from a disk, Secure Boot without keys or with them.
 
 systemd-stub(7), and Linux's EFI stub for PCR 9; what firmware measures is as in `broker.measure.direct_boot`:
 
     PCR 2   the separator alone
-    PCR 4   that a boot option is tried; the separator; the UKI; the kernel in it
+    PCR 4   that a boot option is tried; the separator; the UKI; the kernel in it, which a stub starts by itself where
+            Secure Boot is on
     PCR 7   the variables of Secure Boot; the separator
     PCR 9   the command line in UTF-16 with its NUL; the initrd
     PCR 11  of each section that the stub uses, its name with its NUL, then its content; the names of boot phases
@@ -21,6 +22,8 @@ from collections.abc import Mapping, Sequence
 
 from broker.measure.authenticode import authenticode, sections
 from broker.measure.direct_boot import ACTION, Event, event, secure_boot_off, separator
+from broker.measure.secure_boot import secure_boot_on
+from broker.measure.variables import Variables
 from broker.verifiers.uki import PHASES, SECTIONS
 from keys.errors import ConfigError
 
@@ -30,9 +33,12 @@ ALL_SINCE = 255  # the first version that measures every section it has, in the 
 _STUB = re.compile(rb"LoaderInfo: systemd-stub (\d{1,4})")
 
 
-def uki_events(uki: bytes, phases: Sequence[str], bank: str) -> Mapping[int, tuple[Event, ...]]:
+def uki_events(
+    uki: bytes, phases: Sequence[str], bank: str, variables: Variables | None = None
+) -> Mapping[int, tuple[Event, ...]]:
     """PCR -> its events in order. `phases`: the names that systemd has measured when the guest asks; none where the
-    initrd has no systemd. `bank`: a name of hashlib. Raises ConfigError.
+    initrd has no systemd. `bank`: a name of hashlib. `variables`: of a firmware that checks what it starts. Raises
+    ConfigError.
     """
     if unknown := [phase for phase in phases if phase not in PHASES]:
         raise ConfigError("no phase of a boot", expected=", ".join(PHASES), found=unknown[0][:64])
@@ -43,6 +49,7 @@ def uki_events(uki: bytes, phases: Sequence[str], bank: str) -> Mapping[int, tup
         line = contents[".cmdline"].decode("ascii").rstrip("\0\n ")
     except UnicodeDecodeError:
         raise ConfigError("the command line in the image is not ASCII") from None
+    inner = (Event(authenticode(contents[".linux"], bank), "EV_EFI_BOOT_SERVICES_APPLICATION", "kernel in it"),)
     used = [name for name in _measured(contents) if name in contents]
     return {
         2: (separator(bank),),
@@ -50,9 +57,9 @@ def uki_events(uki: bytes, phases: Sequence[str], bank: str) -> Mapping[int, tup
             event(bank, ACTION, "EV_EFI_ACTION", ACTION.decode()),
             separator(bank),
             Event(authenticode(uki, bank), "EV_EFI_BOOT_SERVICES_APPLICATION", "unified kernel image"),
-            Event(authenticode(contents[".linux"], bank), "EV_EFI_BOOT_SERVICES_APPLICATION", "kernel in it"),
+            *(inner if variables is None else ()),
         ),
-        7: secure_boot_off(bank),
+        7: secure_boot_off(bank) if variables is None else secure_boot_on(variables, uki, bank),
         9: (
             event(bank, (line + "\0").encode("utf-16-le"), "EV_EVENT_TAG", f"command line: {line}"),
             event(bank, contents[".initrd"], "EV_EVENT_TAG", "initrd"),

@@ -32,9 +32,11 @@ from tests.fakes.luks import rewrite
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
 KEY, NEW_KEY = "acme/disk/root", "acme/disk/new"
-IMAGE, UNIFIED, NEW_IMAGE = "web", "web-uki", "web-new"
+IMAGE, UNIFIED, CHECKED, NEW_IMAGE = "web", "web-uki", "web-checked", "web-new"
 APPEND = "console=ttyS0 panic=-1 quiet"
 OTHER_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE.fd")
+CHECKING = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")  # checks what it starts, by the keys in its variables
+KEYS, NO_KEYS = (Path(f"/usr/share/OVMF/OVMF_VARS_4M{name}.fd") for name in (".snakeoil", ""))
 NAMES = ("web-1", "web-2")  # the owner's machines; as many run at a time
 NEW = "web-3"  # another one, with an empty disk
 STRANGER = "web-9"
@@ -97,10 +99,14 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     whole, rest = initrd.stat().st_size, len(initramfs.build(KERNEL, settings(broker, KEY), agent=False))
     stage.expect(True, f"an initramfs of {whole / 1e6:.1f} MB; the agent and its Python are {(whole - rest) / 1e6:.1f}")
     good = vm.Machine(room / NAMES[0], kernel, initrd, APPEND, root, tap.port)
-    recorded = _boot(room, "record", good._replace(append=f"{APPEND} roomkey.record"))
-    firmware = re.search(r"boot: PCR 0 ([0-9A-F]{64})", recorded.console)
-    stage.expect(firmware is not None, "PCR 0 recorded once, for this firmware and this shape of VM")
-    pcr0 = firmware[1] if firmware else ""
+    checking = _checking(room, good, "record", f"{APPEND} roomkey.record", signed=True)
+    with ThreadPoolExecutor(2) as pool:
+        recorded = [
+            pool.submit(_boot, room, "record", good._replace(append=f"{APPEND} roomkey.record")),
+            pool.submit(_boot, room, "record-checking", checking),
+        ]
+        pcr0, pcr0_checking = (_pcr0(future.result().console) for future in recorded)
+    stage.expect(pcr0 != "" != pcr0_checking, "PCR 0 recorded once, for each firmware and this shape of VM")
     done = stage.run(
         "roomkey", "image", "measure", "tpm", "--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--memory",
         str(vm.MEMORY_MIB), "--pcr0", pcr0, "--once-per-boot", "--put", IMAGE, env=acme,
@@ -130,6 +136,7 @@ def _tell(room: Path, stage: Stage, broker: Path, tap: Tap, acme: dict[str, str]
     with ThreadPoolExecutor(1) as pool:
         new = _new_machine(room, stage, broker, good, pcr0, acme, pool)
         _unified(room, stage, good, pcr0, instances, acme)
+        _secure_boot(room, stage, good, pcr0_checking, instances, acme)
         _refused(room, stage, good, passphrase, acme)
         _new_machine_booted(room, stage, new, acme)
 
@@ -164,6 +171,38 @@ def _unified(
     _judge(room, stage, acme, [
         Try("the unified kernel image: opens", machines[0], "boot: opened"),
         Try("another command line in it", machines[1], "does not release the key", ".cmdline"),
+    ])  # fmt: skip
+    stage.run(*rule, IMAGE, env=acme, quiet=True)
+
+
+def _checking(room: Path, good: vm.Machine, name: str, line: str, *, signed: bool) -> vm.Machine:
+    """A machine whose firmware checks what it starts, with a unified kernel image of that command line."""
+    image, esp = room / f"checked-{name}.efi", room / f"checked-{name}.esp"
+    uki.build(image, good.kernel, good.initrd, line)
+    if signed:
+        uki.sign(image, room / f"checked-{name}-signed.efi")
+        image = room / f"checked-{name}-signed.efi"
+    uki.disk(esp, image)
+    return good._replace(firmware=CHECKING, variables=KEYS, esp=esp)
+
+
+def _secure_boot(
+    room: Path, stage: Stage, good: vm.Machine, pcr0: str, instances: Sequence[str], acme: dict[str, str]
+) -> None:  # fmt: skip
+    stage.chapter("Under Secure Boot: a signed one")
+    signed, unsigned = (_checking(room, good, name, APPEND, signed=name == "signed") for name in ("signed", "unsigned"))
+    done = stage.run(
+        "roomkey", "image", "measure", "tpm", "--uki", room / "checked-signed-signed.efi", "--vars", KEYS,
+        "--pcr0", pcr0, "--once-per-boot", "--put", CHECKED, env=acme,
+    )  # fmt: skip
+    stage.expect(done.returncode == 0, "predicted from the firmware's keys and the image's signature")
+    rule = ("roomkey", "rule", "set", KEY, "--platform", "tpm", *instances, "--image")
+    stage.run(*rule, CHECKED, env=acme, quiet=True)
+    refused = "Access Denied"
+    _judge(room, stage, acme, [
+        Try("the signed image: opens", signed, "boot: opened"),
+        Try("an unsigned one: not even started", unsigned._replace(ends=refused), refused),
+        Try("the signed one, Secure Boot off", signed._replace(variables=NO_KEYS), "does not release the key", "PCR 7"),
     ])  # fmt: skip
     stage.run(*rule, IMAGE, env=acme, quiet=True)
 
@@ -265,6 +304,12 @@ def _host(room: Path, good: vm.Machine, passphrase: bytes, impostor: int) -> Seq
         Try("an impostor for a broker", good._replace(port=impostor), "certificate"),
         Try("no broker at all", good._replace(port=0), "did not answer in time"),
     )
+
+
+def _pcr0(console: str) -> str:
+    """What the console shows of it, "" if nothing."""
+    found = re.search(r"boot: PCR 0 ([0-9A-F]{64})", console)
+    return found[1] if found else ""
 
 
 def _judge(room: Path, stage: Stage, acme: dict[str, str], tries: Sequence[Try]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
+SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil.pem")
 ESP_BYTES = 64 << 20
 # Where in memory; the stub moves what it must. Far enough apart for a kernel of 240 MiB.
 PLACES = {".osrel": 0x20000, ".cmdline": 0x30000, ".linux": 0x2000000, ".initrd": 0x11000000}
@@ -22,6 +23,15 @@ def build(uki: Path, kernel: Path, initrd: Path, command_line: str) -> None:
     for name, place in PLACES.items():
         words += ["--add-section", f"{name}={parts[name]}", "--change-section-vma", f"{name}={place:#x}"]
     _run(*words, STUB, uki)
+
+
+def sign(uki: Path, target: Path) -> None:
+    """`uki`, signed with the key that Debian's OVMF has for trying."""
+    key, certificate = (SNAKEOIL.with_suffix(suffix) for suffix in (".key", ".pem"))
+    plain = target.with_suffix(".key")
+    _run("openssl", "rsa", "-in", key, "-passin", "pass:snakeoil", "-out", plain)
+    _run("sbsign", "--key", plain, "--cert", certificate, "--output", target, uki)
+    plain.unlink()
 
 
 def disk(path: Path, uki: Path) -> None:

@@ -25,6 +25,8 @@ class Machine(NamedTuple):
     """What the host chooses. `tpm`: the folder of the TPM's state. `port`: where BROKER leads; 0: nowhere. `esp`: a
     disk to boot from, instead of a kernel that is handed over. `keeps`: what the guest writes stays on its disk.
     `more`: further disks. `tang`: where TANG leads; 0: nowhere. After `seconds` it is switched off.
+    `variables`: what the firmware starts with, for one that keeps them where only it can write; the usual ones if None.
+    `ends`: words on the console after which nothing more will come.
     """
 
     tpm: Path
@@ -40,6 +42,8 @@ class Machine(NamedTuple):
     more: tuple[Path, ...] = ()
     tang: int = 0
     seconds: float = BOOT_SECONDS
+    variables: Path | None = None
+    ends: str = ""
 
 
 class Booted(NamedTuple):
@@ -63,7 +67,7 @@ def boot(machine: Machine, room: Path) -> Booted:
     """Power on, wait for power-off. `room`: a new folder for this boot's files. Raises RuntimeError."""
     room.mkdir()
     variables = room / "vars.fd"
-    shutil.copyfile(str(machine.firmware).replace("_CODE", "_VARS"), variables)
+    shutil.copyfile(machine.variables or str(machine.firmware).replace("_CODE", "_VARS"), variables)
     control = room / "tpm"
     began = time.monotonic()
     with subprocess.Popen(
@@ -73,7 +77,7 @@ def boot(machine: Machine, room: Path) -> Booted:
     ) as swtpm:  # fmt: skip
         try:
             _wait_for(control, swtpm)
-            console = _qemu(command(machine, variables, control), room / "console", machine.seconds)
+            console = _qemu(command(machine, variables, control), room / "console", machine)
         finally:
             swtpm.terminate()
     return Booted(console, time.monotonic() - began)
@@ -87,7 +91,7 @@ def command(machine: Machine, variables: Path, control: Path) -> list[str]:
         if target
     )
     return [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35",
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", *_platform(machine),
         *accelerator(Path("/proc/cpuinfo").read_text()), "-m", str(machine.memory), "-smp", "1",
         "-display", "none", "-serial", "stdio", "-no-reboot",
         "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={machine.firmware}",
@@ -108,6 +112,13 @@ def command(machine: Machine, variables: Path, control: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def _platform(machine: Machine) -> list[str]:
+    """With system management mode, behind which Secure Boot's variables are out of the guest's reach, or without."""
+    if machine.variables is None:
+        return ["-machine", "q35"]
+    return ["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
+
+
 def _start(machine: Machine) -> list[str]:
     """What the firmware starts; the encrypted disk stays the first one either way."""
     if machine.esp is None:
@@ -116,15 +127,17 @@ def _start(machine: Machine) -> list[str]:
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=esp,bootindex=0"]
 
 
-def _qemu(words: list[str], console: Path, seconds: float) -> str:
+def _qemu(words: list[str], console: Path, machine: Machine) -> str:
     with console.open("wb") as output:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass  # what the console shows until now is the result
+            end = time.monotonic() + machine.seconds
+            while process.poll() is None and time.monotonic() < end:  # then what the console shows is the result
+                time.sleep(0.1)
+                if machine.ends and machine.ends in console.read_text("utf-8", "replace"):
+                    break
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
