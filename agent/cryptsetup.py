@@ -61,6 +61,25 @@ def run(arguments: Sequence[str], key: bytes | bytearray, descriptors: Sequence[
     return process.returncode, " ".join(words.split())[:MAX_REASON_CHARS]
 
 
+def said_by(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """(exit status, what was said on standard error, and on standard output) of cryptsetup without a key. Raises
+    VolumeError.
+    """
+    try:
+        done = subprocess.run(
+            ["cryptsetup", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=ENVIRONMENT,
+            check=False,
+            timeout=CRYPTSETUP_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise VolumeError("cryptsetup cannot be run", found=str(error), mend="install cryptsetup") from None
+    words = done.stderr.decode("ascii", "replace")
+    return done.returncode, " ".join(words.split())[:MAX_REASON_CHARS], done.stdout.decode("ascii", "replace")
+
+
 def failed(what: str, status: int, words: str) -> VolumeError:
     """What a status other than 0 means."""
     message, mend = REASONS.get(status, ("cryptsetup failed", "see what cryptsetup says"))

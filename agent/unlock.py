@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a key to an open volume: `cryptsetup open` on a header that was checked (`agent.luks`), the key on its standard
-input and nowhere else.
+input and nowhere else. Once it is open, what the kernel has is compared with what was checked.
 
 Where the kernel has no device-mapper (a container, a test machine) no volume can be opened; then the key is tried on
 the header with --test-passphrase, and the result says so.
@@ -13,11 +13,14 @@ import re
 from contextlib import suppress
 from typing import NamedTuple
 
-from agent.cryptsetup import failed, in_memory, run
+from agent.cryptsetup import failed, in_memory, run, said_by
 from agent.luks import checked_header
+from agent.luks_metadata import Volume
 from agent.luks_write import write_back
-from keys.errors import ConfigError
+from keys.errors import ConfigError, VolumeError
 from keys.secrecy import wipe
+
+SECTOR_BYTES = 512  # in which device-mapper counts offsets
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}\Z")
 
@@ -54,6 +57,23 @@ def volume_name(name: str) -> str:
     return name
 
 
+def _check_table(name: str, volume: Volume) -> None:
+    """See that the open volume is what the checked header describes; else close it. Raises VolumeError."""
+    status, words, said = said_by(("status", "--", name))
+    if status != 0:
+        raise failed(name, status, words)
+    table = dict(line.strip().partition(":")[::2] for line in said.splitlines() if ":" in line)
+    expected = {
+        "cipher": volume.cipher,
+        "sector size": str(volume.sector_bytes),
+        "offset": str(volume.offset // SECTOR_BYTES),
+    }
+    found = {member: " ".join(table.get(member, "").split()[:1]) for member in expected}
+    if found != expected:
+        close_volume(name)
+        raise VolumeError(f"{name}: what was opened is not what was checked", expected=str(expected), found=str(found))
+
+
 def close_volume(name: str) -> None:
     """Raises VolumeError."""
     status, words = run(("close", "--", name), b"")
@@ -88,4 +108,6 @@ def open_volume(device: str, name: str, key: bytearray, *, device_mapper: bool, 
         wipe(key)
     if status != 0:
         raise failed(device, status, words)
+    if device_mapper:
+        _check_table(name, header.volume)
     return Outcome(device_mapper, name, header.volume.pin)

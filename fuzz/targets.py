@@ -23,6 +23,7 @@ from broker.claims import Binding, Endorsements
 from broker.endorsements.bundle import read_bundle
 from broker.measure.authenticode import authenticode, sections
 from broker.measure.bzimage import patched
+from broker.measure.variables import secure_boot_variables
 from broker.signing import Signer
 from broker.trace import Trace
 from broker.verifiers import hcl
@@ -42,8 +43,10 @@ from broker.verifiers.snp_id_key import key_digest, read_key
 from broker.verifiers.snp_roots import built_in
 from keys import b64, envelope, strictjson
 from keys.errors import RoomkeyError
+from keys.report import Report, Step
 from tests.fakes import luks as disk
 from tests.fakes.amd import kbs_json, raw_evidence, tsm_evidence
+from tests.fakes.ovmf_vars import enrolled, store
 from tests.fakes.pe import kernel, pe
 from tests.vectors import VECTORS
 
@@ -215,6 +218,18 @@ def _luks_header(data: bytes) -> None:
         os.close(copied)
 
 
+def _variables(data: bytes) -> None:
+    secure_boot_variables(data)
+
+
+def _report(data: bytes) -> None:
+    Report.from_text(data.decode("utf-8", "replace"))
+
+
+def _reports() -> Iterable[bytes]:
+    return (Report().to_text().encode(), Report("5a" * 32, "", Step.ADD, 3).to_text().encode())
+
+
 def _kernel(data: bytes) -> None:
     sections(data)
     authenticode(patched(data, 4096, 512), "sha256")
@@ -314,6 +329,8 @@ TARGETS: dict[str, Target] = {
     ),
     "broker-keys": Target(envelope.load_keys, made=lambda: (strictjson.compact(SIGNER.jwks()),), max_bytes=4096),
     "luks-header": Target(_luks_header, made=_luks_texts, max_bytes=disk.SIZE - 4096),
+    "variables": Target(_variables, made=lambda: (store(enrolled(b"db"), size=0x400),), max_bytes=4096),
+    "report": Target(_report, made=_reports, max_bytes=1024),
     "kernel": Target(_kernel, made=lambda: (pe(), pe(signature=b"s" * 64), kernel()), max_bytes=4096),
     "envelope": Target(envelope.unpack, made=_envelopes, max_bytes=4096),
     "statement": Target(_text(_statement), made=_statements, max_bytes=4096),

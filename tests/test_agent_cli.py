@@ -177,7 +177,9 @@ def test_unlock_opens_where_there_is_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """With device-mapper `unlock` runs `cryptsetup open` under the given name, by default one made of the key's tag."""
-    (tmp_path / "cryptsetup").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/argv; cat > {tmp_path}/stdin\n')
+    status = "echo 'cipher: aes-xts-plain64\nsector size: 512\noffset: 2048 sectors'; exit"
+    script = f'#!/bin/sh\n[ "$1" != status ] || {{ {status}; }}\necho "$@" > {tmp_path}/argv; cat > {tmp_path}/stdin\n'
+    (tmp_path / "cryptsetup").write_text(script)
     (tmp_path / "cryptsetup").chmod(0o755)
     monkeypatch.setitem(cryptsetup.ENVIRONMENT, "PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(unlock, "has_device_mapper", lambda: True)

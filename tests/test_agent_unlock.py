@@ -25,12 +25,30 @@ from tests.needs import needs_cryptsetup
 KEY = b"32 bytes\nwith\0 what a text lacks"
 
 FAKE = """#!/bin/sh
+if [ "$1" = status ]; then
+    cat {directory}/table
+    exit 0
+fi
+if [ "$1" = close ]; then
+    echo "$@" > {directory}/closed
+    exit 0
+fi
 printf '%s\\n' "$@" > {directory}/argv
 env > {directory}/env
 cat > {directory}/stdin
 echo "  some words  of
  cryptsetup" >&2
 exit {status}
+"""
+
+
+TABLE = """/dev/mapper/root is active.
+  type:    LUKS2
+  cipher:  aes-xts-plain64
+  keysize: 512 bits
+  device:  /dev/vda
+  sector size:  512
+  offset:  2048 sectors
 """
 
 
@@ -56,6 +74,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that holds a `cryptsetup` which writes down what it is given; its exit status is in `status`."""
     monkeypatch.setitem(cryptsetup.ENVIRONMENT, "PATH", f"{tmp_path}:{cryptsetup.ENVIRONMENT['PATH']}")
     _install(tmp_path, 0)
+    (tmp_path / "table").write_text(TABLE)
     return tmp_path
 
 
@@ -169,6 +188,23 @@ def test_each_failure_of_cryptsetup_has_its_words(fake: Path, disk: str, status:
         open_volume(disk, "root", bytearray(KEY), device_mapper=True)
     assert caught.value.found == f"status {status}: some words of cryptsetup"
     assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("aes-xts-plain64", "cipher_null"),
+        ("size:  512", "size:  4096"),
+        ("2048 sectors", "0 sectors"),
+        ("  offset", ""),
+    ],
+)
+def test_what_was_opened_is_compared_with_what_was_checked(fake: Path, disk: str, line: str, other: str) -> None:
+    """Another cipher, sector size or offset in the kernel than in the checked header: closed again, and said so."""
+    (fake / "table").write_text(TABLE.replace(line, other))
+    with pytest.raises(VolumeError, match="not what was checked"):
+        open_volume(disk, "root", bytearray(KEY), device_mapper=True)
+    assert (fake / "closed").read_text() == "close -- root\n"
 
 
 def test_a_cryptsetup_that_does_not_read_the_key_is_judged_by_its_status(fake: Path, disk: str) -> None:
