@@ -222,11 +222,11 @@ def _variables(data: bytes) -> None:
     secure_boot_variables(data)
 
 
-def _report(data: bytes) -> None:
+def _volume_report(data: bytes) -> None:
     Report.from_text(data.decode("utf-8", "replace"))
 
 
-def _reports() -> Iterable[bytes]:
+def _volume_reports() -> Iterable[bytes]:
     return (Report().to_text().encode(), Report("5a" * 32, "", Step.ADD, 3).to_text().encode())
 
 
@@ -330,7 +330,7 @@ TARGETS: dict[str, Target] = {
     "broker-keys": Target(envelope.load_keys, made=lambda: (strictjson.compact(SIGNER.jwks()),), max_bytes=4096),
     "luks-header": Target(_luks_header, made=_luks_texts, max_bytes=disk.SIZE - 4096),
     "variables": Target(_variables, made=lambda: (store(enrolled(b"db"), size=0x400),), max_bytes=4096),
-    "report": Target(_report, made=_reports, max_bytes=1024),
+    "report": Target(_volume_report, made=_volume_reports, max_bytes=1024),
     "kernel": Target(_kernel, made=lambda: (pe(), pe(signature=b"s" * 64), kernel()), max_bytes=4096),
     "envelope": Target(envelope.unpack, made=_envelopes, max_bytes=4096),
     "statement": Target(_text(_statement), made=_statements, max_bytes=4096),

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from agent.cap import EVENT, PCR
 from agent.cli import main
 from agent.config import Settings
 from agent.doctor import Finding, examine, table
+from agent.luks import checked_header
 from agent.release import Opened
 from agent.tpm2_marshal import HASHES
+from agent.unlock import Outcome
 from keys import b64
 from keys.errors import (
     AttesterError,
@@ -542,3 +545,76 @@ def test_a_pin_is_64_hex_digits(pin: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["luks", "check", "/none", "--pin", pin])
     assert caught.value.code == 2
+
+
+# --- new volumes, and volumes that systemd opens ---
+
+
+def test_enroll_opens_a_volume_that_is_made_already(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a sound disk it does what `unlock` does, and says what it asks for and how long."""
+    opened: list[str | None] = []
+    monkeypatch.setattr(
+        unlock, "open_volume", lambda *_, pin, **__: opened.append(pin) or Outcome(True, "root", "ab" * 32)
+    )
+    disk = luks.write(tmp_path / "vda2")
+    with checked_header(str(disk)) as header:
+        pin = header.volume.pin
+    monkeypatch.setitem(machine.kbs.volumes, "o/disk/root", pin)
+    assert run(machine, "enroll", str(disk), "--key", "o/disk/root") == 0
+    assert opened == [pin]
+    assert "for o/disk/root, for at most 10 s" in capfd.readouterr().err
+
+
+def test_nothing_is_made_without_a_brokers_word(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty disk for which the broker orders no volume stays empty; nor is one made on a plain KBS's word."""
+    disk = tmp_path / "empty"
+    disk.write_bytes(bytes(20 << 20))
+    assert run(machine, "enroll", str(disk), "--key", "o/disk/root") == VolumeError.exit_status
+    assert run(machine, "enroll", str(disk), "--key", "o/disk/root", "--unsafe-plain-kbs") == ConfigError.exit_status
+    assert "nobody has signed for a new volume" in capfd.readouterr().err
+    monkeypatch.setattr(unlock, "has_device_mapper", lambda: False)
+    assert run(machine, "enroll", str(disk), "--key", "o/disk/root", "--mkfs", "ext4") == ConfigError.exit_status
+    assert not any(disk.read_bytes())
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This machine's table of volumes and its folder of judged headers."""
+    disk = luks.write(tmp_path / "vdb")
+    path = tmp_path / "volumes"
+    path.write_text(f"data {disk} o/disk/root socket\n")
+    monkeypatch.setattr("agent.volumes.volume_row.__defaults__", (str(path),))
+    monkeypatch.setattr("agent.key_socket.guard.__defaults__", (str(tmp_path / "run"),))
+    monkeypatch.setattr("agent.key_socket.answer.__defaults__", (str(tmp_path / "run"),))
+    return tmp_path
+
+
+def test_systemd_gets_the_key_of_a_judged_volume(
+    machine: Machine, volumes: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The guard judges the header, then the socket gives the key."""
+    assert main(["luks", "guard", "data"]) == 0
+    assert (volumes / "run/data.hdr").exists()
+    theirs, ours = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with socket.socket(socket.AF_UNIX) as listener, theirs:
+        listener.bind(str(volumes / "key.sock"))
+        listener.listen()
+        theirs.bind(f"\0{os.urandom(8).hex()}/cryptsetup/data".encode())
+        theirs.connect(str(volumes / "key.sock"))
+        ours.close()
+        ours, _ = listener.accept()
+        real = socket.socket
+        monkeypatch.setattr("socket.socket", lambda *a, **k: ours if k == {"fileno": 0} else real(*a, **k))
+        assert run(machine, "socket") == 0
+        assert theirs.recv(100) == KEY
+    assert "gave systemd the key of data" in capfd.readouterr().err
+
+
+def test_a_socket_is_what_systemd_starts(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+    """From a shell there is no connection, and it is said which unit to enable."""
+    assert run(machine, "socket") == ConfigError.exit_status
+    assert "roomkey-key.socket" in capfd.readouterr().err

@@ -16,22 +16,25 @@ from typing import Any
 import pytest
 
 from agent import enroll, luks_write, slots
+from agent import volume as agent_volume
 from agent.attesters.snp import SnpAttester
 from agent.client import fetch
 from agent.config import Settings
+from agent.cryptsetup import ENVIRONMENT
 from agent.deadline import Deadline
 from agent.luks import checked_header
 from agent.release import Opened
+from agent.release import Other as AgentOther
 from agent.volume import Making, key_for
-from broker import keyring, ledger
+from broker import keyring, ledger, release
 from broker.app import create_app
 from broker.appraisal.volume import Volume
 from broker.owners import Identity, Role
-from broker.volumes import RECOVERY, known_volume, staged
+from broker.volumes import NEXT, RECOVERY, known_volume, other_key, staged
 from keys import strictjson
-from keys.errors import Conflict, NotFound, ReleaseDenied, Unavailable, VolumeError
+from keys.errors import ConfigError, Conflict, NotFound, ReleaseDenied, Unavailable, VolumeError
 from keys.messages import ResourcePath
-from keys.report import Report
+from keys.report import Report, Step
 from keys.tee import Tee
 from tests.fakes.amd import AT, MEASUREMENT, Chip, FakeAmd, cert_table
 from tests.fakes.house import House
@@ -53,6 +56,8 @@ class Crash(BaseException):
 
 class Machine:
     """A guest with a disk. `between` sits in front of the broker."""
+
+    making = Making(False, "", "root")
 
     def __init__(self, house: House, amd: FakeAmd, disk: Path, hw_id: bytes | None = None) -> None:
         self.house, self.disk, self.said = house, disk, list[str]()
@@ -76,7 +81,7 @@ class Machine:
                 attester = SnpAttester(settings, Deadline(10), kernel)
                 return fetch(settings, attester, PATH, Deadline(10), report=report, session=session)
 
-            return key_for(str(self.disk), ask, self.said.append, Making(False, "", "root") if enrolling else None)
+            return key_for(str(self.disk), ask, self.said.append, self.making if enrolling else None)
 
     def opens(self, key: bytes) -> bool:
         with checked_header(str(self.disk), repair=True) as header:
@@ -493,3 +498,181 @@ def test_a_thorough_look_finds_what_a_quick_one_does_not(tmp_path: Path) -> None
     disk.write_bytes(bytes(9 << 20) + b"x" + bytes(10 << 20))
     assert enroll.what_is_on(str(disk)) is enroll.Disk.EMPTY
     assert enroll.what_is_on(str(disk), whole=True) is enroll.Disk.OTHER
+
+
+# --- what comes between ---
+
+
+def test_a_record_that_changed_meanwhile_gives_no_key(
+    house: House, enrolled: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner pins another volume while a guest's step is judged: refused, and the record is the owner's."""
+    rotate(house)
+    real = release.judge_volume
+    other = Volume("ab" * 32)
+
+    def between(*arguments: Any) -> Any:
+        told = real(*arguments)
+        if told.volume is not None:
+            keyring.put_volume(PATH, volume(house), other, house.services, house.now)
+        return told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "judge_volume", between)
+        got = enrolled.boot()
+    assert enrolled.opens(bytes(got.secret))
+    assert volume(house) == other
+    [failed] = [check for check in last_line(house)["trace"] if check["verdict"] == "failed"]
+    assert failed["name"] == release.KEPT
+
+
+def test_a_staged_key_that_custody_did_not_seal_goes_nowhere(house: House, enrolled: Machine) -> None:
+    """Bytes in the store that were exchanged: no key at all, before and after the guest's word."""
+    rotate(house)
+    key = house.store.key(*staged(PATH, NEXT))
+    house.store.replace_sealed(key, b"x" * len(key.sealed or b""))
+    with pytest.raises(ReleaseDenied):
+        enrolled.boot()
+    known = volume(house)
+    keyring.put_volume(PATH, known, replace(known, last=1), house.services, house.now)  # as if it had been confirmed
+    with pytest.raises(ReleaseDenied):
+        enrolled.boot()
+    assert house.store.key(*PATH).version == 1
+
+
+def test_secrets_are_in_no_repr(house: House, enrolled: Machine) -> None:
+    """What carries keys through a release shows none of them."""
+    rotate(house)
+    other = other_key(PATH, volume(house), house.services)
+    assert other is not None
+    theirs = AgentOther(other.step, other.version, bytearray(other.secret))
+    opened = release._Opened(house.store.key(*PATH), other.secret, None, None, other=other)
+    told = Opened(bytearray(other.secret), 1, other=theirs)
+    for one in (other, theirs, opened, told):
+        assert other.secret.decode() not in repr(one)
+
+
+# --- the guest's own part ---
+
+
+def cryptsetup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Another program of that name."""
+    program = tmp_path / "bin" / "cryptsetup"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{program.parent}:{ENVIRONMENT['PATH']}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> tuple[str, str]:
+    """A disk with a volume that `KEY` opens, and its pin."""
+    path = tmp_path / "own.img"
+    path.touch()
+    os.truncate(path, DISK_BYTES)
+    return str(path), enroll.make_volume(str(path), bytearray(KEY))
+
+
+KEY, OTHER_KEY = b"k" * 44, b"o" * 44
+
+
+def step(which: Step, secret: bytes = OTHER_KEY) -> AgentOther:
+    return AgentOther(which, 1, bytearray(secret))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("exit 4", "not there"),
+        ("exit 2", "its own key"),
+        ('case $1 in open) exit 0;; esac; exit 3', "luksRemoveKey: .* memory"),
+        ('echo >>"$0.n"; cat >/dev/null; [ "$(wc -l <"$0.n")" = 1 ] || exit 2', "do not open as they should"),
+    ],
+)  # fmt: skip
+def test_a_cryptsetup_that_fails_changes_nothing(
+    disk: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    """Whatever it says, the disk stays as it was."""
+    path, pin = disk
+    before = Path(path).read_bytes()
+    cryptsetup(tmp_path, monkeypatch, body)
+    with pytest.raises(VolumeError, match=words):
+        slots.change(path, pin, bytearray(KEY), step(Step.REMOVE))
+    assert Path(path).read_bytes() == before
+
+
+def test_a_keyslot_needs_the_key_that_opens_the_volume(disk: tuple[str, str]) -> None:
+    """Another key, or another volume, changes nothing."""
+    path, pin = disk
+    before = Path(path).read_bytes()
+    with pytest.raises(VolumeError, match="its own key"):
+        slots.change(path, pin, bytearray(OTHER_KEY), step(Step.ADD, KEY))
+    with pytest.raises(VolumeError, match="another volume"):
+        slots.change(path, "ab" * 32, bytearray(KEY), step(Step.ADD))
+    assert Path(path).read_bytes() == before
+
+
+def test_every_step_can_be_done_again(disk: tuple[str, str]) -> None:
+    """What is there already is left as it is."""
+    path, pin = disk
+    for which in (Step.ADD, Step.RECOVERY, Step.REMOVE):
+        slots.change(path, pin, bytearray(KEY), step(which))
+        once = Path(path).read_bytes()
+        slots.change(path, pin, bytearray(KEY), step(which))
+        assert Path(path).read_bytes() == once
+
+
+def test_a_disk_that_cannot_be_written_is_named(disk: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read error of the system becomes an error with the device's name."""
+    path, pin = disk
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(slots, "write_back", full)
+    with pytest.raises(VolumeError, match="cannot be written"):
+        slots.change(path, pin, bytearray(KEY), step(Step.ADD))
+    monkeypatch.setattr(enroll, "write_back", full)
+    os.truncate(path, 0)
+    os.truncate(path, DISK_BYTES)
+    with pytest.raises(VolumeError, match="cannot be written"):
+        enroll.make_volume(path, bytearray(KEY))
+
+
+def test_a_format_that_fails_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cryptsetup that cannot make a header leaves the disk empty."""
+    path = tmp_path / "empty.img"
+    path.touch()
+    os.truncate(path, DISK_BYTES)
+    cryptsetup(tmp_path, monkeypatch, "exit 3")
+    with pytest.raises(VolumeError, match="memory"):
+        enroll.make_volume(str(path), bytearray(KEY))
+    assert not any(path.read_bytes())
+
+
+def test_a_file_system_is_made_before_the_broker_knows_the_volume(
+    house: House, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened, made, closed, and only then told: an attempt that fails begins anew."""
+    did: list[str] = []
+    monkeypatch.setattr(agent_volume, "open_volume", lambda *_, **__: did.append("open"))
+    monkeypatch.setattr(agent_volume, "close_volume", lambda _: did.append("close"))
+    monkeypatch.setattr(agent_volume, "make_file_system", lambda kind, _: did.append(kind))
+    monkeypatch.setattr(Machine, "making", Making(False, "ext4", "root"))
+    provision(house)
+    machine.boot(enrolling=True)
+    assert did == ["open", "ext4", "close"]
+
+
+def test_a_mkfs_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not there, or with its words; and only known file systems are made."""
+    monkeypatch.setitem(ENVIRONMENT, "PATH", str(tmp_path))
+    with pytest.raises(VolumeError, match="cannot be run"):
+        enroll.make_file_system("ext4", "/dev/null")
+    (tmp_path / "mkfs.ext4").write_text("#!/bin/sh\necho no room >&2\nexit 1\n")
+    (tmp_path / "mkfs.ext4").chmod(0o755)
+    with pytest.raises(VolumeError, match="no room"):
+        enroll.make_file_system("ext4", "/dev/null")
+    assert enroll.file_system("xfs") == "xfs"
+    with pytest.raises(ConfigError):
+        enroll.file_system("ntfs")

@@ -201,7 +201,7 @@ def _secure_boot(
     refused = "Access Denied"
     _judge(room, stage, acme, [
         Try("the signed image: opens", signed, "boot: opened"),
-        Try("an unsigned one: not even started", unsigned._replace(ends=refused), refused),
+        Try("an unsigned one", unsigned._replace(ends=refused), refused),
         Try("the signed one, Secure Boot off", signed._replace(variables=NO_KEYS), "does not release the key", "PCR 7"),
     ])  # fmt: skip
     stage.run(*rule, IMAGE, env=acme, quiet=True)
@@ -335,6 +335,8 @@ def _judge(room: Path, stage: Stage, acme: dict[str, str], tries: Sequence[Try])
 def _came(one: Try) -> str:
     if one.said.startswith("boot: opened"):
         return one.name
+    if one.machine.ends:
+        return f"{one.name}: the firmware refuses, and nobody asks for a key"
     return f"{one.name}: no key from the broker" if one.differs else f"{one.name}: the guest itself refuses"
 
 
