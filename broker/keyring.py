@@ -20,8 +20,10 @@ from broker.store.protocols import KeyState, Record, RecordKind, StoredKey
 from broker.volumes import NEXT, RECOVERY, erase, known_volume, put_volume, settle, staged
 from keys import b64
 from keys.envelope import MAX_ALSO_BYTES
-from keys.errors import Conflict, NotFound
+from keys.errors import Conflict, NotFound, ProtocolError
 from keys.messages import ResourcePath
+
+MIN_RECOVERY_BYTES = 32  # of a passphrase; guests derive with few iterations, as for the random keys of the broker
 
 
 def put(
@@ -107,9 +109,12 @@ def rotate(
 def put_recovery(
     path: ResourcePath, passphrase: bytes, services: Services, who: Identity, *, why: str, now: int
 ) -> None:
-    """Let the guest put `passphrase` into a keyslot of its own; after that it is erased here. Raises NotFound (nobody
-    knows a volume of this key), Conflict, Unavailable.
+    """Let the guest put `passphrase` into a keyslot of its own; after that it is erased here. Raises ProtocolError (it
+    is short, and such a keyslot is as strong as its passphrase), NotFound (nobody knows a volume of this key),
+    Conflict, Unavailable.
     """
+    if len(passphrase) < MIN_RECOVERY_BYTES:
+        raise ProtocolError("a recovery passphrase must be long and random", expected=f"{MIN_RECOVERY_BYTES} bytes")
     volume = settle(path, services, now)
     if volume is None or volume.pin is None:
         raise NotFound(f"no volume of {path} is known", mend=f"pin it, or: roomkey volume provision {path}")

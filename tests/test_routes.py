@@ -82,7 +82,7 @@ def test_owners_route_of_another_owner(front: Front, route: Route) -> None:
         "put_key": {"key": "AAAA"},
         "put_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
         "pin_volume": {"pin": "12" * 32},
-        "put_recovery": {"passphrase": "AAAA"},
+        "put_recovery": {"passphrase": "A" * 44},
         "put_shadow": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
         "lint_candidate": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},
         "try_rule": {"images": ["a"], "platforms": ["tpm"], "instances": ["any"]},

@@ -32,7 +32,7 @@ from broker.appraisal.volume import Volume
 from broker.owners import Identity, Role
 from broker.volumes import NEXT, RECOVERY, known_volume, other_key, staged
 from keys import strictjson
-from keys.errors import ConfigError, Conflict, NotFound, ReleaseDenied, Unavailable, VolumeError
+from keys.errors import ConfigError, Conflict, NotFound, ProtocolError, ReleaseDenied, Unavailable, VolumeError
 from keys.messages import ResourcePath
 from keys.report import Report, Step
 from keys.tee import Tee
@@ -445,21 +445,30 @@ def test_the_key_in_use_is_never_removed(enrolled: Machine, house: House) -> Non
 
 # --- recovery ---
 
+FIRST, SECOND = b"f" * 44, b"s" * 44
+
 
 def test_a_recovery_passphrase_has_a_keyslot_of_its_own(house: House, enrolled: Machine) -> None:
     """It opens the volume, survives rotations, and a later one takes its place; the broker keeps none of them."""
-    for passphrase in (b"first", b"second"):
+    for passphrase in (FIRST, SECOND):
         keyring.put_recovery(PATH, passphrase, house.services, WHO, why="", now=house.now)
         got = enrolled.boot()
         assert enrolled.opens(passphrase)
         assert enrolled.opens(bytes(got.secret))
         assert enrolled.keyslots == 2
         assert house.store.key(*staged(PATH, RECOVERY)).sealed is None
-    assert not enrolled.opens(b"first")
+    assert not enrolled.opens(FIRST)
     rotate(house)
     enrolled.boot()
-    assert enrolled.opens(b"second")
+    assert enrolled.opens(SECOND)
     assert enrolled.keyslots == 2
+
+
+def test_a_weak_recovery_passphrase_is_refused(house: House, enrolled: Machine) -> None:
+    """Its keyslot costs little to try: what somebody could guess is not taken."""
+    with pytest.raises(ProtocolError, match="long and random"):
+        keyring.put_recovery(PATH, b"correct horse battery staple", house.services, WHO, why="", now=house.now)
+    assert volume(house).recovery is None
 
 
 def test_a_recovery_passphrase_needs_a_volume(house: House) -> None:
@@ -468,13 +477,13 @@ def test_a_recovery_passphrase_needs_a_volume(house: House) -> None:
         if before == "ordered":
             provision(house)
         with pytest.raises(NotFound):
-            keyring.put_recovery(PATH, b"x", house.services, WHO, why="", now=house.now)
+            keyring.put_recovery(PATH, FIRST, house.services, WHO, why="", now=house.now)
 
 
 def test_a_destroyed_key_leaves_nothing_staged(house: House, enrolled: Machine) -> None:
     """What waited for the guest is erased with the key."""
     rotate(house)
-    keyring.put_recovery(PATH, b"x", house.services, WHO, why="", now=house.now)
+    keyring.put_recovery(PATH, FIRST, house.services, WHO, why="", now=house.now)
     keyring.destroy(PATH, house.services, WHO, why="", now=house.now)
     assert all(key.sealed is None for key in house.store.sealed_keys(None, 10))
 

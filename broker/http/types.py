@@ -50,9 +50,9 @@ class RotateKey(Change, kw_only=True):
 
 
 class PutRecovery(Change, kw_only=True):
-    """`passphrase`: 1 to 512 bytes."""
+    """`passphrase`: 32 to 512 random bytes."""
 
-    passphrase: Annotated[Base64, Meta(min_length=4, max_length=(MAX_ALSO_BYTES + 2) // 3 * 4)]
+    passphrase: Annotated[Base64, Meta(min_length=44, max_length=(MAX_ALSO_BYTES + 2) // 3 * 4)]
 
     def __repr__(self) -> str:
         return f"PutRecovery(why={self.why!r})"
