@@ -154,6 +154,20 @@ def _tell(room: Path, stage: Stage, broker: Path, acme: dict[str, str], port: in
         stage.expect("full: asked again, status 14" in booted.console, "the root's key is not released a second time")
         _compare(stage, booted.console)
 
+    stage.chapter("A root file system that the host has damaged")
+    broken = room / "broken.img"
+    shutil.copyfile(root, broken)
+    with broken.open("r+b") as file:
+        file.seek(disk.ROOM_FOR_HEADER)
+        file.write(secrets.token_bytes(1 << 20))
+    for name in initrds:
+        booted = vm.boot(machine._replace(initrd=initrds[name], disk=broken), room / f"vm-broken-{name}")
+        _show(stage, booted)
+        opened = "opened /dev/vda" in booted.console
+        shell = re.search(r"\(initramfs\)|emergency mode|built-in shell|Give root password", booted.console)
+        stage.expect(opened and shell is None and "full: root" not in booted.console,
+                     f"{name}: opened, not mounted, and no shell for whoever has the console")  # fmt: skip
+
     stage.chapter("What a host changes")
     for what, changed in (
         ("command line", machine._replace(append=f"{APPEND} init=/bin/sh")),

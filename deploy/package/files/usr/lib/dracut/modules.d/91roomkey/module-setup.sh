@@ -30,6 +30,12 @@ install() {
         >"$initdir/usr/sbin/roomkey-agent"
     chmod 755 "$initdir/usr/sbin/roomkey-agent"
     cp -p /etc/roomkey/* "$initdir/etc/roomkey/"
+    # A shell on the console would be the host's: it would ask for the key as this boot, or read what is open by then.
+    # The kernel's command line can say otherwise, and is measured.
+    if ! grep -Eq '^[^#].*[ ,]prompt(,|$)' /etc/roomkey/volumes; then
+        mkdir -p "$initdir/etc/cmdline.d"
+        echo 'rd.shell=0 rd.emergency=poweroff' >"$initdir/etc/cmdline.d/91roomkey.conf"
+    fi
     inst_simple "$moddir/roomkey-volumes.service" /etc/systemd/system/roomkey-volumes.service
     inst_simple "$moddir/network" /usr/lib/roomkey/network
     mkdir -p "$initdir/etc/systemd/system/sysinit.target.wants"
