@@ -47,6 +47,7 @@ lint: setup ## ruff, mypy --strict, import-linter
 	@$(PY) -m ruff check --quiet $(CODE)
 	@$(PY) -m ruff format --quiet --check $(CODE)
 	@$(PY) -m mypy --no-error-summary
+	@$(PY) -m mypy --no-error-summary --explicit-package-bases -p deploy.boot
 	@.venv/bin/lint-imports --no-logo | tail -n 3
 
 fmt: setup ## let ruff format

@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,11 @@ from threading import BoundedSemaphore, Lock
 from typing import NamedTuple
 
 from demo.parts import decision_in, free_port, owner, running_broker, with_cookie_of
-from demo.stage import Failed, Stage
+from demo.stage import Stage
 from demo.tap import Tap
 from deploy.boot import disk, initramfs, uki, vm
 from deploy.boot.cpio import archive, regular
-from deploy.boot.story import BASE, init_broker, settings
+from deploy.boot.story import BASE, init_broker, settings, told
 from tests.fakes.luks import rewrite
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
@@ -50,21 +49,6 @@ class Try(NamedTuple):
     machine: vm.Machine
     said: str
     differs: str = ""
-
-
-def main() -> int:
-    room = BASE / f"boot-demo-{secrets.token_hex(4)}"
-    room.mkdir(parents=True)
-    stage = Stage({f"{room}/": "", str(room): "."})
-    began = time.monotonic()
-    try:
-        _story(room, stage)
-    except Failed:
-        print("\nThe demo failed: the step above came out otherwise. What it left behind is in", room, file=sys.stderr)
-        return 1
-    shutil.rmtree(room)
-    print(f"\nAll {len(stage.steps)} steps came out as told, in {time.monotonic() - began:.0f} s.")
-    return 0
 
 
 def _story(room: Path, stage: Stage) -> None:
@@ -378,4 +362,4 @@ def _show(stage: Stage, booted: vm.Booted) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told("boot-demo", _story))

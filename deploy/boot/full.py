@@ -13,13 +13,12 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from demo.parts import decision_in, free_port, owner, running_broker
-from demo.stage import Failed, Stage
+from demo.stage import Stage
 from deploy.boot import disk, vm
-from deploy.boot.story import BASE, init_broker, settings
+from deploy.boot.story import BASE, init_broker, settings, told
 from tests.fakes.swtpm import SoftwareTpm, set_up_with_swtpm_setup
 
 ROOT_KEY, DATA_KEY = "acme/disk/root", "acme/disk/data"
@@ -63,21 +62,6 @@ Wants=data.mount
 Type=oneshot
 ExecStart=/usr/local/sbin/report
 """
-
-
-def main() -> int:
-    room = BASE / f"full-{secrets.token_hex(4)}"
-    room.mkdir(parents=True)
-    stage = Stage({f"{room}/": "", str(room): "."})
-    began = time.monotonic()
-    try:
-        _story(room, stage)
-    except Failed:
-        print("\nThe demo failed: the step above came out otherwise. What it left behind is in", room, file=sys.stderr)
-        return 1
-    shutil.rmtree(room)
-    print(f"\nAll {len(stage.steps)} steps came out as told, in {time.monotonic() - began:.0f} s.")
-    return 0
 
 
 def _story(room: Path, stage: Stage) -> None:
@@ -272,4 +256,4 @@ def _run(*command: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told("full", _story))

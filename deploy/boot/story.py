@@ -3,13 +3,34 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from demo.stage import Stage
+from demo.stage import Failed, Stage
 from deploy.boot import vm
 
 BASE = Path(__file__).resolve().parent.parent.parent / ".state"
 SECONDS_TO_KEY = 12  # that the agent tries
+
+
+def told(name: str, story: Callable[[Path, Stage], None]) -> int:
+    """Tell `story` in a room of its own; the exit status. What it leaves behind stays where it came out otherwise."""
+    room = BASE / f"{name}-{secrets.token_hex(4)}"
+    room.mkdir(parents=True)
+    stage = Stage({f"{room}/": "", str(room): "."})
+    began = time.monotonic()
+    try:
+        story(room, stage)
+    except Failed:
+        print("\nThe demo failed: the step above came out otherwise. What it left behind is in", room, file=sys.stderr)
+        return 1
+    shutil.rmtree(room)
+    print(f"\nAll {len(stage.steps)} steps came out as told, in {time.monotonic() - began:.0f} s.")
+    return 0
 
 
 def init_broker(stage: Stage, broker: Path, port: int, room: Path) -> None:
