@@ -8,6 +8,7 @@ In the same VM clevis opens a copy of that disk with tang, for comparison. As ro
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 import shutil
@@ -141,11 +142,14 @@ def _tell(room: Path, stage: Stage, broker: Path, acme: dict[str, str], port: in
     stage.chapter("A root file system that the host has damaged")
     broken = room / "broken.img"
     shutil.copyfile(root, broken)
+    described = stage.run("roomkey-agent", "luks", "check", broken, "--json", quiet=True).stdout
     with broken.open("r+b") as file:
-        file.seek(disk.ROOM_FOR_HEADER)
+        file.seek(json.loads(described)["offset"])
         file.write(secrets.token_bytes(1 << 20))
     for name in initrds:
-        booted = vm.boot(machine._replace(initrd=initrds[name], disk=broken), room / f"vm-broken-{name}")
+        booted = vm.boot(
+            machine._replace(initrd=initrds[name], disk=broken, seconds=SECONDS / 2), room / f"vm-broken-{name}"
+        )
         _show(stage, booted)
         opened = "opened /dev/vda" in booted.console
         shell = re.search(r"\(initramfs\)|emergency mode|built-in shell|Give root password", booted.console)
