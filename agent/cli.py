@@ -365,7 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--tee", metavar="NAME", help="this machine's platform: tpm (default), snp or sev")
     common.add_argument("--tpm", metavar="WAY", help="device:PATH, swtpm:unix:PATH or swtpm:HOST:PORT")
     common.add_argument("--eventlog", metavar="FILE", help='the firmware\'s event log; "" sends none')
-    common.add_argument("--timeout", metavar="SECONDS", type=int, help="for the whole conversation (default 15)")
+    common.add_argument("--timeout", metavar="SECONDS", type=int, help="for the whole conversation (default 12)")
     common.add_argument(
         "--unsafe-plain-kbs", action="store_const", const=True, help="take a key that no broker has signed for"
     )

@@ -9,7 +9,7 @@
     tsm = "/sys/kernel/config/tsm/report"       where reports of SEV-SNP are asked for first (configfs-tsm),
     sev_guest = "/dev/sev-guest"                and where otherwise
     secrets = "/sys/kernel/security/secrets/coco"   what a SEV launch put into this guest
-    timeout = 15                                seconds for the whole conversation with the brokers
+    timeout = 12                                seconds for the whole conversation with the brokers
     broker_keys = "/etc/roomkey/broker-keys.json"   the keys whose signature on a release counts: a JWK set
     unsafe_plain_kbs = false                    take keys that no broker has signed for
     versions = ""                               where the newest version of each key is remembered; "" nowhere
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     tsm: str = "/sys/kernel/config/tsm/report"
     sev_guest: str = "/dev/sev-guest"
     secrets: str = "/sys/kernel/security/secrets/coco"
-    timeout: int = 15
+    timeout: int = 12
     broker_keys: str = "/etc/roomkey/broker-keys.json"
     unsafe_plain_kbs: bool = False
     versions: str = ""
